@@ -1,0 +1,1 @@
+"""Backends: what is known of tasks, and waiting for it."""

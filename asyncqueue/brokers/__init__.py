@@ -1,0 +1,1 @@
+"""Brokers: at-least-once delivery of bytes."""

@@ -1,0 +1,1 @@
+"""How to reach a service, once per service."""

@@ -1,0 +1,1 @@
+"""Helpers for the frameworks our users use."""

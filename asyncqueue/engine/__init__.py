@@ -1,0 +1,1 @@
+"""The portable half: it knows contracts, never a driver."""

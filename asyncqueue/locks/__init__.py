@@ -1,0 +1,1 @@
+"""Locks: one holder at a time, for a while."""

@@ -1,0 +1,114 @@
+"""One call of one task, as Machinery writes it.
+
+The field names of the wire are Go's (``UUID``, ``RoutingKey``, …) and are the aliases here. ``wire.py`` turns these
+models into bytes and back; nothing else knows the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Generic
+from uuid import uuid4
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing_extensions import TypeVar
+
+from asyncqueue import rfc3339
+from asyncqueue.clock import to_nanoseconds
+
+R = TypeVar("R", default=Any)
+
+MAX_PRIORITY = 255
+
+
+def _moment(value: object) -> object:
+    """Accept what people and wires write for a moment: unix nanoseconds, an aware datetime, RFC 3339 text."""
+    if isinstance(value, str):
+        return rfc3339.parse(value)
+    if isinstance(value, datetime):
+        return to_nanoseconds(value)
+    return value
+
+
+Moment = Annotated[int, BeforeValidator(_moment)]
+"""Unix nanoseconds. Aware datetimes and RFC 3339 text are accepted and converted; naive ones are refused."""
+
+MODEL = ConfigDict(frozen=True, populate_by_name=True, extra="ignore", strict=False, protected_namespaces=())
+
+
+class Arg(BaseModel):
+    """One argument: a type name of Machinery's 29 (or ``json``) and the value in its JSON form.
+
+    ``name`` binds the argument to a parameter only where the signature says so with the header ``aq-kw``;
+    Go writes names too and ignores them.
+    """
+
+    model_config = MODEL
+
+    name: str = Field(default="", alias="Name")
+    type: str = Field(default="", alias="Type")
+    value: Any = Field(default=None, alias="Value")
+
+
+class Signature(BaseModel):
+    """One call of one task: Machinery's ``Signature``, every field.
+
+    ``eta`` is unix nanoseconds (an aware ``datetime`` or RFC 3339 text is converted). ``retry_count`` is how many
+    retries are left, ``retry_timeout`` the last wait in seconds. ``args``, ``headers``, ``on_success`` and
+    ``on_error`` tell ``None`` from empty, because Go writes ``null`` and ``[]`` apart.
+    """
+
+    model_config = MODEL
+
+    uuid: str = Field(default="", alias="UUID")
+    name: str = Field(default="", alias="Name")
+    routing_key: str = Field(default="", alias="RoutingKey")
+    eta: Moment | None = Field(default=None, alias="ETA")
+    group_uuid: str = Field(default="", alias="GroupUUID")
+    group_task_count: int = Field(default=0, alias="GroupTaskCount")
+    args: tuple[Arg, ...] | None = Field(default=None, alias="Args")
+    headers: dict[str, Any] | None = Field(default=None, alias="Headers")
+    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, alias="Priority")
+    immutable: bool = Field(default=False, alias="Immutable")
+    retry_count: int = Field(default=0, alias="RetryCount")
+    retry_timeout: int = Field(default=0, alias="RetryTimeout")
+    on_success: tuple[Signature, ...] | None = Field(default=None, alias="OnSuccess")
+    on_error: tuple[Signature, ...] | None = Field(default=None, alias="OnError")
+    chord_callback: Signature | None = Field(default=None, alias="ChordCallback")
+    broker_message_group_id: str = Field(default="", alias="BrokerMessageGroupId")
+    sqs_receipt_handle: str = Field(default="", alias="SQSReceiptHandle")
+    stop_task_deletion_on_error: bool = Field(default=False, alias="StopTaskDeletionOnError")
+    ignore_when_task_not_registered: bool = Field(default=False, alias="IgnoreWhenTaskNotRegistered")
+
+    def with_changes(self, **changes: Any) -> Signature:
+        """A copy in which the named fields (Python names) have other values. The values are not validated again."""
+        return self.model_copy(update=changes)
+
+
+class TaskSignature(Signature, Generic[R]):
+    """A signature of a task whose result type is known: what ``Task.s()`` makes."""
+
+
+def new_task_id() -> str:
+    """A fresh task UUID in Machinery's form, ``task_<uuid4>``."""
+    return f"task_{uuid4()}"
+
+
+def new_group_id() -> str:
+    """A fresh group UUID in Machinery's form, ``group_<uuid4>``."""
+    return f"group_{uuid4()}"
+
+
+def header(signature: Signature, name: str) -> str | None:
+    """The header of that name if it is there and is text; headers that are no text are other people's business."""
+    if not signature.headers:
+        return None
+    value = signature.headers.get(name)
+    return value if isinstance(value, str) else None
+
+
+def nested(signature: Signature) -> Sequence[Signature]:
+    """The signatures directly inside this one: successors, error handlers, chord callback."""
+    callback = (signature.chord_callback,) if signature.chord_callback else ()
+    return (*(signature.on_success or ()), *(signature.on_error or ()), *callback)

@@ -1,0 +1,1 @@
+"""Shipped for tests: contract suites, faults, clocks."""
