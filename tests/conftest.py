@@ -1,0 +1,142 @@
+"""What every test may ask for: real servers, files, and a reason when there is none.
+
+A server that is missing skips its tests at home, with the reason in the table at the end; under ``CI=true`` it fails
+them, since a suite that ran nothing has shown nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tests.services import RedisServer, Server, ServiceMissing
+
+AnyServer = TypeVar("AnyServer", bound=Server)
+DATABASES = 64
+
+
+class StartServer(Protocol):
+    """Starts a server that is stopped at the end of the test."""
+
+    def __call__(self, server: AnyServer) -> AnyServer: ...
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[str]:
+    """The URL of one Redis for the whole session: that of ``REDIS_URL``, or one of our own. Most tests want
+    ``redis_url`` instead, which is an empty database of it."""
+    if url := os.environ.get("REDIS_URL"):
+        yield url
+        return
+    server = _start(RedisServer(databases=DATABASES))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(shared_redis: str) -> Iterator[str]:
+    """``redis://…/N``: an empty database for this test alone, emptied at its end."""
+    yield from _empty_database(shared_redis)
+
+
+@pytest.fixture(scope="session")
+def shared_redis_tls() -> Iterator[str]:
+    """The URL of one Redis with TLS for the whole session: that of ``REDIS_TLS_URL``, or one of our own."""
+    if url := os.environ.get("REDIS_TLS_URL"):
+        yield url
+        return
+    server = _start(RedisServer(tls=True, databases=DATABASES))
+    yield server.tls_url
+    server.stop()
+
+
+@pytest.fixture
+def redis_tls_url(shared_redis_tls: str) -> Iterator[str]:
+    """``rediss://…/N?ssl_ca_certs=…``: an empty database behind TLS; its certificate is for localhost."""
+    yield from _empty_database(shared_redis_tls)
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """``start_server(RedisServer(password="…"))`` starts a server of this test's own, stopped at its end."""
+    servers: list[Server] = []
+
+    def start(server: AnyServer) -> AnyServer:
+        servers.append(server)
+        return _start(server)
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def redis_server(start_server: StartServer) -> RedisServer:
+    """A Redis of this test's own, to kill and restart: what it confirmed is on disk (``appendfsync always``)."""
+    return start_server(RedisServer(fsync="always"))
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    """A path for a SQLite file that is not there yet."""
+    return tmp_path / "tasks.db"
+
+
+def unavailable(reason: str) -> NoReturn:
+    """This test cannot run here: skipped at home, failed under ``CI=true``."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A table of what did not run, and why."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        terminalreporter.section("not run here")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5}  {reason}")
+
+
+def _start(server: AnyServer) -> AnyServer:
+    reason = ""
+    try:
+        return server.start()
+    except ServiceMissing as exc:
+        reason = str(exc)
+    unavailable(reason)
+
+
+def _empty_database(url: str) -> Iterator[str]:
+    """A database that was empty before, so that data that is not ours is never touched."""
+    reason = f"no empty database on the Redis at {urlsplit(url).hostname}:{urlsplit(url).port}"
+    # another test run on the same server starts its search elsewhere
+    first = os.getpid() * 7 % DATABASES
+    for number in range(DATABASES):
+        database = urlunsplit(urlsplit(url)._replace(path=f"/{(first + number) % DATABASES}"))
+        with redis.Redis.from_url(database, socket_timeout=10, retry=Retry(NoBackoff(), 0)) as client:
+            try:
+                if client.dbsize():
+                    continue
+            except redis.ResponseError:  # the server has fewer databases
+                continue
+            except redis.ConnectionError as exc:
+                reason = f"no Redis at {urlsplit(url).hostname}:{urlsplit(url).port}: {exc}"
+                break
+            yield database
+            client.flushdb()
+            return
+    unavailable(reason)
