@@ -1,0 +1,125 @@
+"""The pages are true: their Python runs, their commands print what they show, their links lead somewhere.
+
+In every page, in order, in one empty folder per page:
+
+- a `python` block is run; one whose first line is a comment with a file name (`# app.py`) is saved under that name
+  instead, for the blocks after it;
+- a `python no-run` block is compiled only: a fragment that needs something a test cannot have;
+- a `console` block is a shell session: its lines that start with `$ ` are run in one shell, and the other lines must be
+  what they print on standard output. What it left in the background is stopped when it ends;
+- every other block (`sh`, plain) is only looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DEADLINE = 60
+
+_FENCE = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_FILE = re.compile(r"# (?P<name>[\w/]+\.py)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One fenced block of a page."""
+
+    where: str
+    kind: str
+    text: str
+
+
+def _blocks(page: Path) -> list[Block]:
+    source = page.read_text()
+    return [
+        Block(
+            f"{page.relative_to(ROOT)}:{source.count(chr(10), 0, found.start()) + 1}",
+            found["kind"].strip(),
+            found["text"],
+        )
+        for found in _FENCE.finditer(source)
+    ]
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_the_blocks_of_a_page_do_what_they_show(page: Path, tmp_path: Path) -> None:
+    for block in _blocks(page):
+        match block.kind.split():
+            case ["python", "no-run"]:
+                compile(block.text, block.where, "exec")
+            case ["python"]:
+                _run_python(block, tmp_path)
+            case ["console"]:
+                _run_session(block, tmp_path)
+            case [kind, *_] if kind.startswith(("python", "console")):
+                pytest.fail(f"{block.where}: unknown kind of block {block.kind!r}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    prose = _FENCE.sub("", page.read_text())
+    targets = [found["target"] for found in _LINK.finditer(prose)]
+    local = [target.partition("#")[0] for target in targets if not re.match(r"https?:|mailto:|#", target)]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def _run_python(block: Block, folder: Path) -> None:
+    compile(block.text, block.where, "exec")
+    if named := _FILE.match(block.text.partition("\n")[0]):
+        path = folder / named["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+        return
+    _run([sys.executable, "-c", block.text], block, folder)
+
+
+def _run_session(block: Block, folder: Path) -> None:
+    lines = block.text.splitlines()
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    expected = [line for line in lines if not line.startswith("$ ")]
+    printed = _run(["bash", "-ec", "\n".join(commands)], block, folder)
+    assert printed.splitlines() == expected, f"{block.where} shows other output"
+
+
+def _run(command: list[str], block: Block, folder: Path) -> str:
+    """What it printed; fails with all it said when it ended badly or not at all."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with (folder / "stdout").open("w+") as stdout, (folder / "stderr").open("w+") as stderr:
+        # files and not pipes: what stays in the background would keep a pipe open
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+        try:
+            code: int | str = process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            code = f"nothing within {DEADLINE} s"
+        finally:
+            _stop_group(process)
+    said = (folder / "stdout").read_text()
+    assert code == 0, f"{block.where} ended with {code}\n{said}\n{(folder / 'stderr').read_text()}"
+    return said
+
+
+def _stop_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # nothing was left in the background
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
