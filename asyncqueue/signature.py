@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Annotated, Any, Generic
 from uuid import uuid4
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from typing_extensions import TypeVar
 
 from asyncqueue import rfc3339
@@ -22,17 +22,23 @@ R = TypeVar("R", default=Any)
 MAX_PRIORITY = 255
 
 
-def _moment(value: object) -> object:
+def _moment(value: object, info: ValidationInfo) -> object:
     """Accept what people and wires write for a moment: unix nanoseconds, an aware datetime, RFC 3339 text."""
     if isinstance(value, str):
         return rfc3339.parse(value)
+    if info.mode == "json":
+        raise ValueError("expected RFC 3339 text")  # a number is no moment to Go
     if isinstance(value, datetime):
         return to_nanoseconds(value)
     return value
 
 
-Moment = Annotated[int, BeforeValidator(_moment)]
-"""Unix nanoseconds. Aware datetimes and RFC 3339 text are accepted and converted; naive ones are refused."""
+Moment = Annotated[int, BeforeValidator(_moment), Field(ge=rfc3339.ZERO, le=rfc3339.LAST)]
+"""Unix nanoseconds, years 1 to 9999. Aware datetimes and RFC 3339 text are accepted and converted; naive ones are
+refused."""
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+"""The range of Go's ``int``."""
 
 MODEL = ConfigDict(frozen=True, populate_by_name=True, extra="ignore", strict=False, protected_namespaces=())
 
@@ -46,9 +52,9 @@ class Arg(BaseModel):
 
     model_config = MODEL
 
-    name: str = Field(default="", alias="Name")
-    type: str = Field(default="", alias="Type")
-    value: Any = Field(default=None, alias="Value")
+    name: str = Field(default="", validation_alias="Name")
+    type: str = Field(default="", validation_alias="Type")
+    value: Any = Field(default=None, validation_alias="Value")
 
 
 class Signature(BaseModel):
@@ -61,25 +67,25 @@ class Signature(BaseModel):
 
     model_config = MODEL
 
-    uuid: str = Field(default="", alias="UUID")
-    name: str = Field(default="", alias="Name")
-    routing_key: str = Field(default="", alias="RoutingKey")
-    eta: Moment | None = Field(default=None, alias="ETA")
-    group_uuid: str = Field(default="", alias="GroupUUID")
-    group_task_count: int = Field(default=0, alias="GroupTaskCount")
-    args: tuple[Arg, ...] | None = Field(default=None, alias="Args")
-    headers: dict[str, Any] | None = Field(default=None, alias="Headers")
-    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, alias="Priority")
-    immutable: bool = Field(default=False, alias="Immutable")
-    retry_count: int = Field(default=0, alias="RetryCount")
-    retry_timeout: int = Field(default=0, alias="RetryTimeout")
-    on_success: tuple[Signature, ...] | None = Field(default=None, alias="OnSuccess")
-    on_error: tuple[Signature, ...] | None = Field(default=None, alias="OnError")
-    chord_callback: Signature | None = Field(default=None, alias="ChordCallback")
-    broker_message_group_id: str = Field(default="", alias="BrokerMessageGroupId")
-    sqs_receipt_handle: str = Field(default="", alias="SQSReceiptHandle")
-    stop_task_deletion_on_error: bool = Field(default=False, alias="StopTaskDeletionOnError")
-    ignore_when_task_not_registered: bool = Field(default=False, alias="IgnoreWhenTaskNotRegistered")
+    uuid: str = Field(default="", validation_alias="UUID")
+    name: str = Field(default="", validation_alias="Name")
+    routing_key: str = Field(default="", validation_alias="RoutingKey")
+    eta: Moment | None = Field(default=None, validation_alias="ETA")
+    group_uuid: str = Field(default="", validation_alias="GroupUUID")
+    group_task_count: int = Field(default=0, ge=0, le=INT64_MAX, validation_alias="GroupTaskCount")
+    args: tuple[Arg, ...] | None = Field(default=None, validation_alias="Args")
+    headers: dict[str, Any] | None = Field(default=None, validation_alias="Headers")
+    priority: int = Field(default=0, ge=0, le=MAX_PRIORITY, validation_alias="Priority")
+    immutable: bool = Field(default=False, validation_alias="Immutable")
+    retry_count: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="RetryCount")
+    retry_timeout: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="RetryTimeout")
+    on_success: tuple[Signature, ...] | None = Field(default=None, validation_alias="OnSuccess")
+    on_error: tuple[Signature, ...] | None = Field(default=None, validation_alias="OnError")
+    chord_callback: Signature | None = Field(default=None, validation_alias="ChordCallback")
+    broker_message_group_id: str = Field(default="", validation_alias="BrokerMessageGroupId")
+    sqs_receipt_handle: str = Field(default="", validation_alias="SQSReceiptHandle")
+    stop_task_deletion_on_error: bool = Field(default=False, validation_alias="StopTaskDeletionOnError")
+    ignore_when_task_not_registered: bool = Field(default=False, validation_alias="IgnoreWhenTaskNotRegistered")
 
     def with_changes(self, **changes: Any) -> Signature:
         """A copy in which the named fields (Python names) have other values. The values are not validated again."""

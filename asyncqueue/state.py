@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from asyncqueue import rfc3339
-from asyncqueue.signature import MODEL, Moment
+from asyncqueue.signature import INT64_MAX, INT64_MIN, MODEL, Moment
 
 
 class State(StrEnum):
@@ -31,15 +31,13 @@ class State(StrEnum):
         return self is State.SUCCESS or self is State.FAILURE
 
 
-
-
 class TaskResult(BaseModel):
     """One value that a task returned: its type name and its JSON form."""
 
     model_config = MODEL
 
-    type: str = Field(default="", alias="Type")
-    value: Any = Field(default=None, alias="Value")
+    type: str = Field(default="", validation_alias="Type")
+    value: Any = Field(default=None, validation_alias="Value")
 
 
 class TaskState(BaseModel):
@@ -51,14 +49,14 @@ class TaskState(BaseModel):
 
     model_config = MODEL
 
-    task_uuid: str = Field(default="", alias="TaskUUID")
-    task_name: str = Field(default="", alias="TaskName")
-    state: State = Field(default=State.PENDING, alias="State")
-    results: tuple[TaskResult, ...] | None = Field(default=None, alias="Results")
-    error: str = Field(default="", alias="Error")
-    created_at: Moment = Field(default=rfc3339.ZERO, alias="CreatedAt")
-    ttl: int = Field(default=0, alias="TTL")
-    attempt: int = Field(default=0, alias="AqAttempt")
+    task_uuid: str = Field(default="", validation_alias="TaskUUID")
+    task_name: str = Field(default="", validation_alias="TaskName")
+    state: State = Field(default=State.PENDING, validation_alias="State")
+    results: tuple[TaskResult, ...] | None = Field(default=None, validation_alias="Results")
+    error: str = Field(default="", validation_alias="Error")
+    created_at: Moment = Field(default=rfc3339.ZERO, validation_alias="CreatedAt")
+    ttl: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="TTL")
+    attempt: int = Field(default=0, ge=0, le=INT64_MAX, validation_alias="AqAttempt")
 
     @property
     def is_completed(self) -> bool:
@@ -81,12 +79,12 @@ class GroupMeta(BaseModel):
 
     model_config = MODEL
 
-    group_uuid: str = Field(default="", alias="GroupUUID")
-    task_uuids: tuple[str, ...] | None = Field(default=None, alias="TaskUUIDs")
-    chord_triggered: bool = Field(default=False, alias="ChordTriggered")
-    lock: bool = Field(default=False, alias="Lock")
-    created_at: Moment = Field(default=rfc3339.ZERO, alias="CreatedAt")
-    ttl: int = Field(default=0, alias="TTL")
+    group_uuid: str = Field(default="", validation_alias="GroupUUID")
+    task_uuids: tuple[str, ...] | None = Field(default=None, validation_alias="TaskUUIDs")
+    chord_triggered: bool = Field(default=False, validation_alias="ChordTriggered")
+    lock: bool = Field(default=False, validation_alias="Lock")
+    created_at: Moment = Field(default=rfc3339.ZERO, validation_alias="CreatedAt")
+    ttl: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="TTL")
 
 
 def may_follow(new: State, old: State | None) -> bool:
