@@ -175,7 +175,7 @@ class Inspector(Protocol):
         """Bodies of ready messages, next first."""
 
     async def delayed(self, limit: int, offset: int = 0) -> Sequence[tuple[float, bytes]]:
-        """Bodies of messages that are not due yet, of all queues, with their due time in unix seconds, soonest first."""
+        """Bodies of messages that are not due yet, of all queues, with their due time (unix seconds), soonest first."""
 
     async def purge(self, queue: str) -> int:
         """Drop what is ready in a queue; returns how many. What workers hold or what is delayed stays."""
