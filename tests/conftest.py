@@ -18,6 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests import blocking
 from tests.services import RedisServer, Server, ServiceMissing
 
 AnyServer = TypeVar("AnyServer", bound=Server)
@@ -28,6 +29,17 @@ class StartServer(Protocol):
     """Starts a server that is stopped at the end of the test."""
 
     def __call__(self, server: AnyServer) -> AnyServer: ...
+
+
+blocking.watch()
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """Fails a test in which the package waited for something on the loop's own thread."""
+    blocking.take()
+    yield
+    assert blocking.take() == [], "the event loop was blocked"
 
 
 @pytest.fixture(scope="session")
