@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from asyncqueue import rfc3339
 from asyncqueue.arguments import JSON, TYPE_NAMES, NegativeZero
 from asyncqueue.errors import ArgumentError, BadMessage
-from asyncqueue.signature import INT64_MAX, INT64_MIN, MAX_PRIORITY, Arg, Signature, nested
+from asyncqueue.signature import INT64_MAX, INT64_MIN, MAX_PRIORITY, Arg, Signature
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 
 M = TypeVar("M", bound=BaseModel)
@@ -378,7 +378,7 @@ def _surrogate_in(kind: str, values: Iterable[Arg | TaskResult]) -> str:
 
 _FAST_DEPTH = 200
 _FAST_DIGITS = 20
-_NEGATIVE_ZERO = re.compile(rb"[\s:,\[]-0[\s,\]}]")
+_NEGATIVE_ZERO = re.compile(rb"-0[\s,\]}]")  # within a string too, which does no harm
 
 
 def _fast(model: type[M], data: bytes, limits: Limits) -> M | None:
@@ -398,7 +398,7 @@ def _fast(model: type[M], data: bytes, limits: Limits) -> M | None:
 
 
 def _odd(value: Any) -> bool:
-    """Whether a value off the fast way could be another one to Go: NaN, a number without bounds, long integers."""
+    """Whether a value off the fast way could be another one to Go: NaN, a number without bounds, a long integer."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return False
@@ -413,11 +413,16 @@ _UINT64_MAX = 2**64 - 1
 
 
 def _odd_signature(signature: Signature) -> bool:
-    if signature.args and any(_odd(arg.value) for arg in signature.args):
-        return True
+    for arg in signature.args or ():
+        if type(arg.value) is not str and _odd(arg.value):
+            return True
     if signature.headers and any(map(_odd, signature.headers.values())):
         return True
-    return any(map(_odd_signature, nested(signature)))
+    if signature.chord_callback is not None and _odd_signature(signature.chord_callback):
+        return True
+    if signature.on_success and any(map(_odd_signature, signature.on_success)):
+        return True
+    return bool(signature.on_error) and any(map(_odd_signature, signature.on_error or ()))
 
 
 def _may_hold_negative_zero(data: bytes) -> bool:
