@@ -48,6 +48,7 @@ LIBRARIES = {
     "uvloop": "cli. worker",
     "pytest": "testing.",
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
+    "hiredis": "connections.redis",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
     "aio_pika": "connections.amqp brokers.amqp backends.amqp",
     "aiobotocore": "connections.aws brokers.sqs backends.dynamodb",
