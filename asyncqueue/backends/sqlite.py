@@ -1,0 +1,99 @@
+"""States of tasks in a SQLite file, for many processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Hashable, Sequence
+
+from asyncqueue.backends.waiting import Waiters
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
+from asyncqueue.connections import sqlite_states as states_table
+from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Database, as_table
+from asyncqueue.errors import Unavailable
+from asyncqueue.state import TaskState
+
+LOOK = 0.002, 0.050
+"""First and longest pause (seconds) between looks of waiters: SQLite tells nobody of a commit, one has to ask."""
+
+
+class SqliteBackend:
+    """States in one file; see ``Backend``.
+
+    ``path`` may be a ``sqlite:///`` URL. ``results_expire_in`` is how long (seconds) an entry is kept after its last
+    write. ``busy_timeout`` is how long (seconds) a call waits for other writers before it raises ``Unavailable``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        results_expire_in: float = 3600.0,
+        clock: Clock = SYSTEM_CLOCK,
+        busy_timeout: float = BUSY_TIMEOUT,
+    ) -> None:
+        self._database = Database(path, busy_timeout=busy_timeout)
+        self._results_expire_in = results_expire_in
+        self._clock = clock
+        self._waiters: Waiters | None = None
+        self._seen = 0
+
+    @property
+    def results_expire_in(self) -> float:
+        return self._results_expire_in
+
+    @property
+    def address(self) -> str:
+        return self._database.path
+
+    async def open(self) -> None:
+        await self._database.open()
+        if self._waiters is None:
+            shortest, longest = LOOK
+            self._waiters = Waiters(self.get, has_changed=self._has_changed, shortest=shortest, longest=longest)
+
+    async def close(self) -> None:
+        waiters, self._waiters = self._waiters, None
+        if waiters is not None:
+            await waiters.close()
+        await self._database.close()
+
+    async def identity(self) -> Hashable:
+        return self._database.identity()
+
+    async def begin(self, states: Sequence[TaskState]) -> None:
+        now, rows = self._now(), self._rows(states)
+        await self._database.write(lambda connection: states_table.begin(connection, rows, now))
+
+    async def put(self, states: Sequence[TaskState]) -> None:
+        now, rows = self._now(), self._rows(states)
+        await self._database.write(lambda connection: states_table.put(connection, rows, now))
+        self._opened().changed([state.task_uuid for state in states if state.is_completed])
+
+    async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:
+        now, wanted = self._now(), as_table(task_ids)
+        rows = await self._database.read(lambda connection: states_table.get(connection, wanted, now))
+        found = {row[0]: states_table.state_of(row) for row in rows}
+        return [found.get(task_id) for task_id in task_ids]
+
+    def watch(self, task_ids: Sequence[str]) -> AsyncIterator[tuple[str, TaskState | None]]:
+        return self._opened().watch(task_ids)
+
+    async def forget(self, task_ids: Sequence[str]) -> None:
+        unwanted = as_table(task_ids)
+        await self._database.write(lambda connection: states_table.forget(connection, unwanted))
+        self._opened().changed(task_ids)
+
+    async def _has_changed(self) -> bool:
+        seen, self._seen = self._seen, await self._database.read(lambda _: self._database.version)
+        return seen != self._seen
+
+    def _opened(self) -> Waiters:
+        if self._waiters is None:
+            raise Unavailable(f"SQLite file {self.address} is not open")
+        return self._waiters
+
+    def _rows(self, states: Sequence[TaskState]) -> list[states_table.Row]:
+        return states_table.to_rows(states, self._now() + self._results_expire_in)
+
+    def _now(self) -> float:
+        return self._clock.now_ns() / NANOSECONDS

@@ -1,0 +1,108 @@
+"""Task states in a SQLite file: what the backend and the joint store both do with them.
+
+An entry that has expired counts as none, also before it is swept away. Moments are unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from asyncqueue import rfc3339
+from asyncqueue.connections.sqlite import Connection, insert
+from asyncqueue.state import State, TaskState
+from asyncqueue.wire import decode_state, encode_state
+
+Row = tuple[Any, ...]
+Found = tuple[str, str, str | None, bytes]
+
+_FINAL = ", ".join(f"'{state}'" for state in State if state.is_final)
+
+_INSERT = """
+    INSERT INTO task_state (task_uuid, state, task_name, created_at, expires_at, document) VALUES {}
+    ON CONFLICT (task_uuid) DO UPDATE SET
+        state = excluded.state, expires_at = excluded.expires_at, document = excluded.document,
+"""
+_BEGIN = f"{_INSERT} task_name = excluded.task_name, created_at = excluded.created_at"
+# The rule of state.may_follow; an entry that has expired is none.
+_PUT = f"""{_INSERT}
+        task_name = CASE
+            WHEN excluded.task_name = '' AND task_state.expires_at > ? THEN task_state.task_name
+            ELSE excluded.task_name END,
+        created_at = CASE
+            WHEN excluded.created_at IS NULL AND task_state.expires_at > ? THEN task_state.created_at
+            ELSE excluded.created_at END
+    WHERE task_state.expires_at <= ?
+        OR (task_state.state NOT IN ({_FINAL}) AND excluded.state <> '{State.PENDING}')
+"""
+_SWEEP = """
+    DELETE FROM task_state
+    WHERE id IN (SELECT id FROM task_state WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)
+"""
+_GET = """
+    SELECT task_uuid, task_name, created_at, document FROM task_state
+    WHERE task_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ?
+"""
+_FORGET = "DELETE FROM task_state WHERE task_uuid IN (SELECT value FROM json_each(?))"
+
+
+def to_rows(states: Iterable[TaskState], expires_at: float) -> list[Row]:
+    """States as ``begin`` and ``put`` take them, to expire at that moment.
+
+    Raises ``ArgumentError`` for a result that JSON cannot say.
+    """
+    return [
+        (
+            state.task_uuid,
+            state.state.value,
+            state.task_name,
+            None if state.created_at == rfc3339.ZERO else str(state.created_at),
+            expires_at,
+            encode_state(state),
+        )
+        for state in states
+    ]
+
+
+def begin(connection: Connection, rows: Sequence[Row], now: float) -> None:
+    """Write these, whatever was there."""
+    insert(connection, _BEGIN, rows)
+    if rows:
+        sweep(connection, now, limit=2 * len(rows))
+
+
+def put(connection: Connection, rows: Sequence[Row], now: float) -> None:
+    """Write these where they may follow what is there; name and time of the send are kept where these do not say
+    them."""
+    insert(connection, _PUT, rows, now, now, now)
+    if rows:
+        sweep(connection, now, limit=2 * len(rows))
+
+
+def get(connection: Connection, task_ids: str, now: float) -> list[Found]:
+    """What is there of these (see ``as_table``), in any order; ``state_of`` reads it."""
+    return connection.execute(_GET, (task_ids, now)).fetchall()
+
+
+def state_of(found: Found) -> TaskState:
+    """The state that was found, with the name and time that were kept. Raises ``BadMessage`` for bytes that are no
+    state."""
+    _, task_name, created_at, document = found
+    state = decode_state(document)
+    changes: dict[str, object] = {}
+    if task_name and not state.task_name:
+        changes["task_name"] = task_name
+    if created_at is not None and state.created_at == rfc3339.ZERO:
+        changes["created_at"] = int(created_at)
+    return state.model_copy(update=changes) if changes else state
+
+
+def forget(connection: Connection, task_ids: str) -> None:
+    """Drop these (see ``as_table``)."""
+    connection.execute(_FORGET, (task_ids,))
+
+
+def sweep(connection: Connection, now: float, limit: int) -> None:
+    """Drop up to ``limit`` expired entries. Whoever writes does this for as many again, so nobody has to come for it
+    and no write takes long."""
+    connection.execute(_SWEEP, (now, limit))
