@@ -66,6 +66,14 @@ def _seconds(value: object) -> object:
     return parse_seconds(value) if isinstance(value, str) else value
 
 
+def shown_key(key: object) -> str:
+    """A key of a file as it may be shown: without a missing space in ``password:secret``, what follows is a secret."""
+    text = str(key)
+    word = re.match(r"[\w.-]{0,80}", text)
+    shown = word[0] if word else ""
+    return shown if shown == text else f"{shown}…"
+
+
 def _queue(name: str) -> str:
     if not _QUEUE.fullmatch(name):
         raise ValueError("a queue's name has 1 to 200 of the characters A-Z a-z 0-9 _ . : { } / -")
@@ -417,12 +425,14 @@ class Settings(Section):
     ] = "sqlite:///asyncqueue.db"
     result_backend: Annotated[
         str,
-        Field(min_length=1, description="URL of the store of results; null: keep none."),
+        Field(
+            min_length=1, description="URL of the store of results; not set at all: the broker's; null://: keep none."
+        ),
         Key("at reconnect", env=("RESULT_BACKEND",), show="as a URL"),
     ] = "sqlite:///asyncqueue.db"
     lock: Annotated[
         str,
-        Field(description="URL of the locks of periodic tasks; empty: chosen by the server."),
+        Field(description="URL of the locks of periodic tasks; empty: the broker's."),
         Key("at reconnect", env=("LOCK",), show="as a URL"),
     ] = ""
     multiple_broker_separator: Annotated[
@@ -601,13 +611,19 @@ def _complaint(detail: ErrorDetails, names: Mapping[str, str]) -> str:
 def _unknown(at: list[str]) -> str:
     *sections, given = at
     section = ".".join(sections)
-    # a typing error can put a URL where a key belongs
-    shown = redact_url(given)[:80]
+    shown = shown_key(given)
+    given = shown.rstrip("…")
+    if not sections and "." in given and given in _BY_PATH:
+        home, _, name = given.partition(".")
+        return f"unknown key {shown!r}; it is key {name!r} in section {home!r}"
     model = Settings.sections().get(section, Settings)
     near = difflib.get_close_matches(given, list(model.model_fields), n=1)
     if not near:
         last_words = {path.rpartition(".")[2]: path for path in reversed(_BY_PATH)}
-        near = [last_words[word] for word in difflib.get_close_matches(given, last_words, n=1, cutoff=0.8)]
+        near = [
+            last_words[word]
+            for word in difflib.get_close_matches(given.rpartition(".")[2], last_words, n=1, cutoff=0.8)
+        ]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown key {shown!r}{f' in section {section!r}' if section else ''}{hint}"
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from asyncqueue.config.settings import SETTINGS, Kind, Setting, Settings, parse_seconds
+from asyncqueue.config.settings import SETTINGS, Kind, Setting, Settings, parse_seconds, shown_key
 from asyncqueue.errors import ConfigError
-from asyncqueue.redact import redact_url
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +126,7 @@ class _Loader(_Base):  # type: ignore[misc]  # which base it is depends on how P
                 raise _Refused("a key is a mapping or a list", key_node)
             key = self.construct_object(key_node)
             if key in mapping:
-                raise _Refused(f"key {redact_url(str(key))[:80]!r} is given twice", key_node)
+                raise _Refused(f"key {shown_key(key)!r} is given twice", key_node)
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
