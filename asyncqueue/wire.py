@@ -16,10 +16,10 @@ import struct
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_UP, Context, Decimal
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
-from math import isfinite
+from math import frexp, isfinite
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -314,19 +314,24 @@ def _float(value: float) -> str:
     """Shortest digits; no point where there is no fraction; an exponent below 1e-6 and from 1e21 on."""
     if not isfinite(value):
         raise ValueError(f"{value} has no form in JSON")
-    return _go_form(float.__repr__(value), abs(value))
-
-
-def _go_form(shortest: str, size: float) -> str:
+    shortest = float.__repr__(value)
     if "e" not in shortest:
         return shortest.removesuffix(".0")
-    if 1e-6 <= size < 1e21:
-        return format(Decimal(shortest), "f")
-    return shortest.replace("e-0", "e-")
+    return _go_form(shortest, plain=1e-6 <= abs(value) < 1e21)
+
+
+def _go_form(shortest: str, *, plain: bool) -> str:
+    if plain:
+        text = format(Decimal(shortest), "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, _, exponent = shortest.partition("e")
+    sign = "-" if exponent.startswith("-") else "+"
+    return f"{mantissa.removesuffix('.0')}e{sign}{exponent.lstrip('+-0')}"
 
 
 _LONGEST = 10**DEFAULT_LIMITS.max_integer_digits
 _FLOAT32 = struct.Struct("<f")
+_FLOAT32_LEAST_PLAIN = _FLOAT32.unpack(_FLOAT32.pack(1e-6))[0]  # Go compares as float32
 
 
 def _single(value: Any) -> str:
@@ -342,11 +347,18 @@ def _single(value: Any) -> str:
     except OverflowError:
         raise ValueError(f"{value} is no float32") from None
     exact = _FLOAT32.unpack(packed)[0]
-    for digits in range(1, 10):
-        text = f"{exact:.{digits - 1}e}"
-        if abs(float(text)) < 3.5e38 and _same_single(text, packed):
-            break
-    return _go_form(float.__repr__(float(text)), abs(exact))
+    return _go_form(_shortest_single(exact, packed), plain=exact == 0 or _FLOAT32_LEAST_PLAIN <= abs(exact) < 1e21)
+
+
+def _shortest_single(exact: float, packed: bytes) -> str:
+    # below a power of two the floats lie closer than above it, and Go rounds up there
+    roundings = (ROUND_HALF_UP, ROUND_UP) if abs(frexp(exact)[0]) == 0.5 else (ROUND_HALF_EVEN,)
+    for digits in range(1, 9):
+        for rounding in roundings:
+            text = f"{Context(prec=digits, rounding=rounding).create_decimal_from_float(exact):e}"
+            if _same_single(text, packed):
+                return text
+    return f"{exact:.8e}"
 
 
 def _same_single(text: str, packed: bytes) -> bool:
