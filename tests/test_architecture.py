@@ -50,6 +50,7 @@ LIBRARIES = {
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
     "hiredis": "connections.redis",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
+    "hiredis": "connections.redis",
     "aio_pika": "connections.amqp brokers.amqp backends.amqp",
     "aiobotocore": "connections.aws brokers.sqs backends.dynamodb",
     "botocore": "connections.aws brokers.sqs backends.dynamodb",

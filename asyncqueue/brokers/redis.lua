@@ -1,0 +1,463 @@
+-- The scripts of the Redis broker.
+--
+-- Q                LIST    ready messages, as Machinery keeps them: bare JSON. An empty element only wakes.
+-- {Q}:aq:again     LIST    messages that were shown before, "<attempt>:<body>"; served before Q
+-- {Q}:aq:later     ZSET    messages given back with a delay, "<unique>:<attempt>:<body>"; score: due, ms
+-- {Q}:aq:workers   ZSET    worker -> when its lease ends, ms of this server's clock; negative: minus when it was fenced
+-- {Q}:aq:proc:W    HASH    what worker W holds, number -> "<attempt>:<body>"; field "seq" is the last number given out
+-- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next step takes it from there
+-- {Q}:aq:dead      STREAM  the dead letter: reason, error, attempt, worker, body
+-- delayed_tasks    ZSET    messages with an ETA, as Machinery keeps them: bare JSON; score: due, ns
+--
+-- A message that changes hands between two of these does so inside one script.
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function is_list_or_nothing(key)
+  local kind = redis.call('TYPE', key).ok
+  return kind == 'list' or kind == 'none'
+end
+
+local function wrong_key(key)
+  return redis.error_reply('WRONGKEY ' .. key)
+end
+
+-- "<attempt>:<body>" -> attempt, body
+local function parts(value)
+  local colon = find(value, ':', 1, true)
+  return sub(value, 1, colon - 1), sub(value, colon + 1)
+end
+
+local function send(queue, due, later, body, delayed, unique, now)
+  if due == '' or tonumber(due) <= now * 1000000 then
+    redis.call('RPUSH', queue, body)
+  elseif later == '' then
+    redis.call('ZADD', delayed, due, body)
+  else
+    redis.call('ZADD', later, math.floor(due / 1000000), unique .. ':1:' .. body)
+  end
+end
+
+-- in chunks: unpack has a limit
+local function push(command, key, values)
+  for from = 1, #values, 1000 do
+    redis.call(command, key, unpack(values, from, math.min(from + 999, #values)))
+  end
+end
+
+-- Back to where it came from. What somebody put in Q's place must not cost the message.
+local function give_back(queue, again, value)
+  local attempt, body = parts(value)
+  if attempt ~= '1' or type(redis.pcall('LPUSH', queue, body)) == 'table' then
+    redis.call('LPUSH', again, value)
+  end
+end
+
+local function bury(dead, size, reason, error, worker, value)
+  local attempt, body = parts(value)
+  redis.call('XADD', dead, 'MAXLEN', '~', size, '*',
+    'reason', reason, 'error', error, 'attempt', attempt, 'worker', worker, 'body', body)
+end
+
+-- the numbers under which a worker holds something, lowest first
+local function numbers(proc)
+  local found = {}
+  for _, name in ipairs(redis.call('HKEYS', proc)) do
+    if name ~= 'seq' then found[#found + 1] = tonumber(name) end
+  end
+  table.sort(found)
+  return found
+end
+
+-- A script that only frees or moves must work when memory is full. From 7.0 on a flag says so; before, everything is
+-- let through once the script has written. So those scripts write something harmless, or something that frees, first.
+
+--@ step allow-oom
+-- Settles deliveries, each only if it is still held; then claims messages for one worker, and renews the leases.
+-- KEYS: delayed set; then per group (a queue and a worker): Q, proc, workers, again, later, dead, inbox
+-- ARGV: want (-1: claim nothing, nobody), lease ms, last number, "1" to register, EX or PX, keep, size of dead letters,
+--       unique, number of groups, their workers; then items:
+--       "g" group                 the items that follow are of this group (1 at first)
+--       "a" number                done
+--       "s" number id head tail   done, and this is its state
+--       "x" number verdict a b id head tail mode pendings (id json)* messages (queue due later body)*
+--           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
+--           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
+-- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
+-- The group to claim for is the first one.
+
+local delayed, unit, keep, size, unique = KEYS[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local now, groups = clock(), tonumber(ARGV[9])
+local i, last = 10 + groups, #ARGV
+local base, worker, proc = 1, ARGV[10], KEYS[3]
+local back = {}
+
+-- what would keep an item from being applied as a whole, or nil
+local function obstacle(id, old, mode, at)
+  if mode ~= '' and old == nil then return id end
+  for _ = 1, tonumber(ARGV[at]) do
+    if entry(ARGV[at + 1]) == nil then return ARGV[at + 1] end
+    at = at + 2
+  end
+  at = at + 1
+  local from = at
+  for n = 1, tonumber(ARGV[from]) do
+    local queue = ARGV[from + 4 * n - 3]
+    if not is_list_or_nothing(queue) then return queue end
+  end
+end
+
+local function apply(at)
+  local number, verdict, a, b = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
+  local id, head, tail, mode = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
+  local pendings = at + 9
+  local messages = pendings + 1 + 2 * ARGV[pendings]
+  local value = redis.call('HGET', proc, number)
+  if value then
+    local old = mode ~= '' and entry(id)
+    local wrong = obstacle(id, old, mode, pendings)
+    redis.call('HDEL', proc, number)
+    if wrong then
+      bury(KEYS[base + 6], size, 'wrong_key', 'the key ' .. wrong .. ' holds something of another type', worker, value)
+    else
+      if mode == 'o' then
+        if not old then redis.call('SET', id, head, unit, keep) end
+      elseif mode ~= '' then
+        put(id, old, head, tail, mode == 'n', unit, keep)
+      end
+      for n = 1, tonumber(ARGV[pendings]) do
+        redis.call('SET', ARGV[pendings + 2 * n - 1], ARGV[pendings + 2 * n], unit, keep, 'NX')
+      end
+      for n = 1, tonumber(ARGV[messages]) do
+        local m = messages + 4 * n - 3
+        send(ARGV[m], ARGV[m + 1], ARGV[m + 2], ARGV[m + 3], delayed, unique .. '.' .. m, now)
+      end
+      if verdict == 'b' then
+        bury(KEYS[base + 6], size, a, b, worker, value)
+      elseif verdict == 'n' and tonumber(a) > 0 then
+        redis.call('ZADD', KEYS[base + 5], now + a, worker .. '.' .. number .. ':' .. value)
+      elseif verdict == 'n' then
+        back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
+      end
+    end
+  end
+  return messages + 1 + 4 * ARGV[messages]
+end
+
+while i <= last do
+  local op = ARGV[i]
+  if op == 's' then
+    local number, id = ARGV[i + 1], ARGV[i + 2]
+    local old = entry(id)
+    if old == nil then
+      local value = redis.call('HGET', proc, number)
+      if value and redis.call('HDEL', proc, number) == 1 then
+        bury(KEYS[base + 6], size, 'wrong_key', 'the key ' .. id .. ' holds something of another type', worker, value)
+      end
+    elseif redis.call('HDEL', proc, number) == 1 then
+      put(id, old, ARGV[i + 3], ARGV[i + 4], false, unit, keep)
+    end
+    i = i + 5
+  elseif op == 'a' then
+    redis.call('HDEL', proc, ARGV[i + 1])
+    i = i + 2
+  elseif op == 'g' then
+    local group = tonumber(ARGV[i + 1])
+    base = 1 + 7 * (group - 1)
+    worker, proc = ARGV[9 + group], KEYS[base + 2]
+    i = i + 2
+  else
+    i = apply(i)
+  end
+end
+for n = #back, 1, -1 do give_back(unpack(back[n])) end
+
+local want = tonumber(ARGV[1])
+local ends = now + ARGV[2]
+local Q, proc, workers, again, inbox = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[8]
+local mine, seq = ARGV[10], tonumber(ARGV[3])
+
+local function claim()
+  local fresh, held, values = {}, {}, {}
+  local function hold(value)
+    seq = seq + 1
+    held[#held + 1] = seq
+    held[#held + 1] = value
+    values[#values + 1] = value
+  end
+  local landed = want > 0 and redis.call('LPOP', inbox)
+  while landed do
+    if landed ~= '' then hold('1:' .. landed) end
+    landed = #values < want and redis.call('LPOP', inbox)
+  end
+  local shown = #values < want and redis.call('LPOP', again, want - #values)
+  for _, value in ipairs(shown or {}) do hold(value) end
+  while #values < want do
+    local ready = redis.pcall('LPOP', Q, want - #values)
+    if not ready then break end
+    if ready.err then
+      if #values > 0 then break end
+      return wrong_key(Q)
+    end
+    for _, body in ipairs(ready) do
+      if body ~= '' then hold('1:' .. body) end
+    end
+  end
+  if #values > 0 then
+    redis.call('HSET', proc, 'seq', seq, unpack(held))
+  end
+  return {0, values}
+end
+
+local function untold()
+  local found = {2, redis.call('HGET', proc, 'seq')}
+  for _, number in ipairs(numbers(proc)) do
+    if number > seq then
+      found[#found + 1] = number
+      found[#found + 1] = redis.call('HGET', proc, number)
+    end
+  end
+  return found
+end
+
+local answer = {0, {}}
+if want >= 0 then
+  local score = redis.call('ZSCORE', workers, mine)
+  local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
+  if not score and ARGV[4] ~= '1' or score and tonumber(score) < 0 or known < seq then
+    return {1}
+  end
+  if known > seq then answer = untold() else answer = claim() end
+  redis.call('ZADD', workers, ends, mine)
+end
+for group = 1, groups do
+  local at = 1 + 7 * (group - 1)
+  local score = redis.call('ZSCORE', KEYS[at + 3], ARGV[9 + group])
+  if score and tonumber(score) > 0 then redis.call('ZADD', KEYS[at + 3], ends, ARGV[9 + group]) end
+end
+return answer
+
+--@ extend allow-oom
+-- KEYS: workers, proc   ARGV: worker, lease ms, numbers
+-- Renews the worker's lease. Returns the positions, from 1, of the numbers that it no longer holds; -1 for all.
+redis.call('ZREM', KEYS[1], '')
+local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not score or tonumber(score) < 0 then return -1 end
+redis.call('ZADD', KEYS[1], 'XX', clock() + ARGV[2], ARGV[1])
+local lost = {}
+for i = 3, #ARGV do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then lost[#lost + 1] = i - 2 end
+end
+return lost
+
+--@ publish
+-- KEYS: delayed set, once   ARGV: how long (ms) to remember that this was done (0: not), unique, then per message:
+-- "p" queue count bodies, or "d" queue due later body
+local remember, unique, now = tonumber(ARGV[1]), ARGV[2], clock()
+if remember > 0 and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+local i = 3
+while i <= #ARGV do
+  if not is_list_or_nothing(ARGV[i + 1]) then return wrong_key(ARGV[i + 1]) end
+  i = i + (ARGV[i] == 'p' and 3 + ARGV[i + 2] or 5)
+end
+i = 3
+while i <= #ARGV do
+  if ARGV[i] == 'p' then
+    local count = tonumber(ARGV[i + 2])
+    for from = i + 3, i + 2 + count, 1000 do
+      redis.call('RPUSH', ARGV[i + 1], unpack(ARGV, from, math.min(from + 999, i + 2 + count)))
+    end
+    i = i + 3 + count
+  else
+    send(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], KEYS[1], unique .. '.' .. i, now)
+    i = i + 5
+  end
+end
+if remember > 0 then redis.call('SET', KEYS[2], '1', 'PX', remember) end
+return 1
+
+--@ submit
+-- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json)*, (queue due later state body)*
+-- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
+-- submitted by an earlier try of this call.
+local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
+local first = 5 + 2 * count
+local is_new = {[0] = true}
+for n = 1, count do
+  local id, json = ARGV[3 + 2 * n], ARGV[4 + 2 * n]
+  local old = entry(id)
+  if old == nil then return wrong_key(id) end
+  is_new[n] = not (old and created_at(old) == created_at(json))
+end
+local checked = {}
+for i = first, #ARGV, 5 do
+  local queue = ARGV[i]
+  if not checked[queue] and not is_list_or_nothing(queue) then return wrong_key(queue) end
+  checked[queue] = true
+end
+for n = 1, count do
+  if is_new[n] then redis.call('SET', ARGV[3 + 2 * n], ARGV[4 + 2 * n], unit, keep) end
+end
+local queue, run = nil, {}
+for i = first, #ARGV, 5 do
+  if is_new[tonumber(ARGV[i + 3])] then
+    if ARGV[i] ~= queue then
+      push('RPUSH', queue, run)
+      queue, run = ARGV[i], {}
+    end
+    if ARGV[i + 1] == '' then
+      run[#run + 1] = ARGV[i + 4]
+    else
+      push('RPUSH', queue, run)
+      run = {}
+      send(queue, ARGV[i + 1], ARGV[i + 2], ARGV[i + 4], KEYS[1], unique .. '.' .. i, now)
+    end
+  end
+end
+push('RPUSH', queue, run)
+return 1
+
+--@ tend allow-oom
+-- KEYS: Q, workers, again, later   ARGV: prefix of proc and inbox, "1" to reap, most entries to move, ms to remember
+-- the fenced
+-- Takes over from workers whose lease ended, and promotes what was given back with a delay. Any number of processes
+-- may do this at once, and may stop anywhere between two calls.
+-- Returns {entries moved, ms until the next one is due or -1}.
+local queue, workers, again, later = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local limit, moved, now = tonumber(ARGV[3]), 0, clock()
+redis.call('ZREM', workers, '')
+
+local function take_over(worker, fenced_at)
+  local inbox, proc = ARGV[1] .. 'inbox:' .. worker, ARGV[1] .. 'proc:' .. worker
+  local landed = redis.call('LPOP', inbox)
+  while landed do
+    if landed ~= '' then
+      redis.call('RPUSH', again, '1:' .. landed)
+      moved = moved + 1
+    end
+    landed = redis.call('LPOP', inbox)
+  end
+  for _, number in ipairs(numbers(proc)) do
+    if moved >= limit then return end
+    local attempt, body = parts(redis.call('HGET', proc, number))
+    redis.call('HDEL', proc, number)
+    redis.call('RPUSH', again, string.format('%d:', attempt + 1) .. body)
+    moved = moved + 1
+  end
+  redis.call('DEL', proc)
+  -- remembered for a while: a BLMOVE that a broken connection still carries may put a message into its inbox
+  if fenced_at + ARGV[4] < now then redis.call('ZREM', workers, worker) end
+end
+
+if ARGV[2] == '1' then
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', workers, 0, now, 'LIMIT', 0, 50)) do
+    redis.call('ZADD', workers, -now, worker)
+  end
+  local fenced = redis.call('ZRANGEBYSCORE', workers, '-inf', '(0', 'WITHSCORES')
+  for i = #fenced - 1, 1, -2 do take_over(fenced[i], -fenced[i + 1]) end
+end
+
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, limit)) do
+  local _, value = parts(member)
+  local attempt, body = parts(value)
+  redis.call('ZREM', later, member)
+  if attempt ~= '1' or type(redis.pcall('RPUSH', queue, body)) == 'table' then
+    redis.call('RPUSH', again, value)
+  end
+  moved = moved + 1
+end
+local head = redis.call('ZRANGE', later, 0, 0, 'WITHSCORES')
+return {moved, head[2] and math.max(head[2] - now, 0) or -1}
+
+--@ promote allow-oom
+-- KEYS: delayed set, its dead letter   ARGV: most entries to move, size of the dead letter
+-- Moves what is due to the queue that its RoutingKey names; what names none goes to the dead letter.
+-- Returns {entries moved, ms until the next one is due or -1}.
+local time = redis.call('TIME')
+local now = time[1] .. string.format('%06d000', time[2])
+
+local function routing_key(body)
+  local key = match(body, '^{"UUID":"[^"\\]*","Name":"[^"\\]*","RoutingKey":"([^"\\]*)"')
+  if key then return key end
+  local ok, signature = pcall(cjson.decode, body)
+  if not ok or type(signature) ~= 'table' then return nil end
+  for name, value in pairs(signature) do
+    if type(name) == 'string' and string.lower(name) == 'routingkey' then key = value end
+  end
+  return type(key) == 'string' and key or nil
+end
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+for _, body in ipairs(due) do
+  redis.call('ZREM', KEYS[1], body)
+  local queue = routing_key(body)
+  if not queue or queue == '' then
+    bury(KEYS[2], ARGV[2], 'undecodable', 'a delayed message without a RoutingKey', '', '0:' .. body)
+  elseif find(queue, ':aq:', 1, true) or type(redis.pcall('RPUSH', queue, body)) == 'table' then
+    bury(KEYS[2], ARGV[2], 'wrong_key', 'its RoutingKey ' .. queue .. ' is no queue', '', '0:' .. body)
+  end
+end
+local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+return {#due, head[2] and math.max(math.ceil((head[2] - now) / 1000000), 0) or -1}
+
+--@ release allow-oom
+-- KEYS: Q, proc, workers, again, inbox   ARGV: worker, "1" when something that it sent may still be under way
+-- Gives back all that a worker holds, in order, at the head, and forgets the worker.
+redis.call('ZREM', KEYS[3], ARGV[1])
+if ARGV[2] == '1' then redis.call('ZADD', KEYS[3], -clock(), ARGV[1]) end
+local landed = redis.call('RPOP', KEYS[5])
+while landed do
+  if landed ~= '' then give_back(KEYS[1], KEYS[4], '1:' .. landed) end
+  landed = redis.call('RPOP', KEYS[5])
+end
+local held = numbers(KEYS[2])
+for n = #held, 1, -1 do give_back(KEYS[1], KEYS[4], redis.call('HGET', KEYS[2], held[n])) end
+redis.call('DEL', KEYS[2])
+return #held
+
+--@ depth
+-- KEYS: Q, workers, again, later, dead   ARGV: prefix of proc and inbox
+-- Returns {ready, held, delayed here, dead}.
+if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local ready, held = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[3]), 0
+for _, worker in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+  held = held + redis.call('LLEN', ARGV[1] .. 'inbox:' .. worker)
+  held = held + math.max(redis.call('HLEN', ARGV[1] .. 'proc:' .. worker) - 1, 0)
+end
+return {ready, held, redis.call('ZCARD', KEYS[4]), redis.call('XLEN', KEYS[5])}
+
+--@ routed
+-- KEYS: delayed set   ARGV: queue, from, to   Returns {members looked at, how many of them are for the queue}.
+local members = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[3])
+local needle, count = '"RoutingKey":"' .. ARGV[1] .. '"', 0
+for _, body in ipairs(members) do
+  if find(body, needle, 1, true) then count = count + 1 end
+end
+return {#members, count}
+
+--@ purge
+-- KEYS: Q, again   Returns how many messages were dropped.
+if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local count = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[2])
+redis.call('DEL', KEYS[1], KEYS[2])
+return count
+
+--@ requeue
+-- KEYS: Q, dead   ARGV: ids   Returns how many were put back.
+if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local count = 0
+for _, id in ipairs(ARGV) do
+  local found = redis.call('XRANGE', KEYS[2], id, id)[1]
+  if found then
+    local fields = found[2]
+    for n = 1, #fields, 2 do
+      if fields[n] == 'body' then redis.call('RPUSH', KEYS[1], fields[n + 1]) end
+    end
+    redis.call('XDEL', KEYS[2], id)
+    count = count + 1
+  end
+end
+return count

@@ -1,0 +1,611 @@
+"""Redis as a broker, on Machinery's keys: at least once, batched, recovering by itself.
+
+A queue is Machinery's list. What a worker takes lies in a hash of its own until it is settled, under one heartbeat; a
+worker whose heartbeat ended is fenced off and what it held is shown again. Each step of this is one script, so that a
+kill, a lost reply or an outage between two of them loses nothing. ``redis.lua`` names the keys.
+
+Priorities are not heeded: a queue is served in the order of its list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import ssl
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Self, assert_never
+
+from asyncqueue.brokers.base import (
+    Ack,
+    Bury,
+    Capabilities,
+    Dead,
+    Delivery,
+    Message,
+    Nack,
+    QueueDepth,
+    Settled,
+)
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
+from asyncqueue.connections.redis import (
+    CONNECT_TIMEOUT,
+    REPLY_TIMEOUT,
+    Channel,
+    OutOfMemory,
+    RedisLink,
+    Reply,
+    Script,
+    Word,
+    expiry,
+    parse_url,
+    read_scripts,
+)
+from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
+from asyncqueue.rfc3339 import ZERO
+from asyncqueue.state import State, TaskState
+from asyncqueue.wire import encode_state, encode_state_around_created_at
+
+QUEUES = "aq:queues"
+"""A sorted set of the queues that workers and publishers of ours have used, with when they last did (unix seconds)."""
+
+QUEUE_IS_KNOWN_FOR = 30 * 86_400.0
+"""How long (seconds) a queue is listed after its last use."""
+
+ANNOUNCE_EVERY = 60.0
+"""How often (seconds) an instance says which queues it uses."""
+
+REMEMBER_TOKENS = 60.0
+"""How long (seconds) a publish with a token can be repeated without adding a second copy."""
+
+REMEMBER_FENCED = 3_600.0
+"""How long (seconds) after its fencing a worker's inbox is still looked at."""
+
+AT_ONCE = 500
+"""The most entries that one call of a tending script moves: the server serves nobody else meanwhile."""
+
+MAX_BLOCKED = 4
+"""The most connections of an instance that wait in BLMOVE; further queues are polled."""
+
+POLL = 0.1
+"""How often (seconds) a queue is polled where BLMOVE cannot be used."""
+
+_SCRIPTS = read_scripts("connections/redis_states.lua", "brokers/redis.lua")
+_STEP, _EXTEND, _RELEASE = _SCRIPTS["step"], _SCRIPTS["extend"], _SCRIPTS["release"]
+_PUBLISH, _SUBMIT = _SCRIPTS["publish"], _SCRIPTS["submit"]
+_TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
+
+_FENCED, _UNTOLD = 1, 2
+
+_ROUTING_KEY = re.compile(rb'\{"UUID":"[^"\\]*","Name":"[^"\\]*","RoutingKey":"([^"\\]*)"')
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What this instance is on one queue: an id, and the number of what it was last given."""
+
+    queue: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    last: int = 0
+    is_registered: bool = False
+    is_fenced: bool = False
+    # whether something that we sent, and have no answer to, may still reach the server
+    is_doubtful: bool = False
+    fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    channel: Channel | None = None
+
+
+class RedisBroker:
+    """A broker on one Redis server; see ``asyncqueue.brokers.base`` for what each verb promises.
+
+    ``url`` is ``redis://``, ``rediss://`` or ``redis+socket://``; ``tls`` a context to use instead of the one that
+    the URL's options make. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is the
+    longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is looked
+    at. A dead letter keeps about ``dead_letter_size`` entries, the youngest.
+
+    After ``open``, ``warnings`` holds what is wrong with the server's settings, for people.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease: float = 15.0,
+        delayed_tasks_key: str = "delayed_tasks",
+        normal_poll: float = 1.0,
+        delayed_poll: float = 0.5,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        reply_timeout: float = REPLY_TIMEOUT,
+        tls: ssl.SSLContext | None = None,
+        client_name: str = "",
+        dead_letter_size: int = 10_000,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "url": url,
+            "lease": lease,
+            "delayed_tasks_key": delayed_tasks_key,
+            "normal_poll": normal_poll,
+            "delayed_poll": delayed_poll,
+            "connect_timeout": connect_timeout,
+            "reply_timeout": reply_timeout,
+            "tls": tls,
+            "client_name": client_name,
+            "dead_letter_size": dead_letter_size,
+            "clock": clock,
+        }
+        self._link = RedisLink(
+            parse_url(url, tls),
+            connect_timeout=connect_timeout,
+            reply_timeout=reply_timeout,
+            client_name=client_name,
+            slow=lease / 2,
+        )
+        self._lease = lease
+        self._lease_ms = round(lease * 1000)
+        self._delayed_key = delayed_tasks_key
+        self._block = min(normal_poll, lease / 5)
+        self._delayed_poll = delayed_poll
+        self._dead_letter_size = dead_letter_size
+        self._clock = clock
+        self._workers: dict[str, _Worker] = {}
+        self._announced: dict[str, float] = {}
+        self._blocked = 0
+        self.warnings: Sequence[str] = ()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            lease=self._lease, max_delay=float("inf"), max_batch=1_000, ordered=True, counts_deliveries=True
+        )
+
+    @property
+    def address(self) -> str:
+        return str(self._link.address)
+
+    async def open(self) -> None:
+        facts = await self._link.open()
+        if facts.eviction_policy not in ("noeviction", ""):
+            self.warnings = (
+                f"Redis at {self.address} has maxmemory-policy {facts.eviction_policy}: when its memory is full it"
+                " drops keys, and tasks with them; set it to noeviction",
+            )
+
+    async def close(self) -> None:
+        workers = list(self._workers.values())
+        self._workers.clear()
+        for worker in workers:
+            if worker.channel is not None:
+                await worker.channel.close(nowait=True)
+        calls = [
+            (_RELEASE, (queue, proc, ready, again, inbox), (worker.id, "1" if worker.is_doubtful else "0"))
+            for worker in workers
+            if worker.is_registered
+            for queue, proc, ready, again, _, _, inbox in [_keys(worker.queue, worker.id)]
+        ]
+        if calls:
+            # the lease gives back what we now cannot
+            with suppress(Unavailable):
+                await self._link.run_each(calls)
+        await self._link.close()
+
+    def twin(self) -> Self:
+        return type(self)(**self._arguments)
+
+    async def identity(self) -> Hashable:
+        facts = await self._link.look()
+        return ("redis", facts.run_id, self._link.address.db)
+
+    # ------------------------------------------------------------------------------------------------ publish
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        token = next((message.token for message in messages if message.token), "")
+        args: list[Word] = [round(REMEMBER_TOKENS * 1000) if token else 0, secrets.token_hex(8)]
+        for (queue, is_delayed), run in groupby(messages, key=lambda one: (one.queue, one.not_before is not None)):
+            if is_delayed:
+                for message in run:
+                    args += ("d", queue, *self._due(message), message.body)
+            else:
+                bodies = [message.body for message in run]
+                args += ("p", queue, len(bodies), *bodies)
+        once = f"{_prefix(messages[0].queue)}once:{token}"
+        await self._announce({message.queue for message in messages})
+        await self._link.run(_PUBLISH, (self._delayed_key, once), args)
+
+    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
+        if not states and not messages:
+            return
+        position = {state.task_uuid: number for number, state in enumerate(states, 1)}
+        args: list[Word] = [*expiry(keep), secrets.token_hex(8), len(states)]
+        for state in states:
+            args += (state.task_uuid, encode_state(state))
+        for message in messages:
+            args += (message.queue, *self._due(message), position.get(message.id, 0), message.body)
+        await self._announce({message.queue for message in messages})
+        await self._link.run(_SUBMIT, (self._delayed_key,), args)
+
+    def _due(self, message: Message) -> tuple[Word, Word]:
+        """When a message is due (ns), and the set to wait in where that is not the delayed set.
+
+        From the delayed set a message goes to the queue that its RoutingKey names. One that names another queue, or
+        none, waits beside its own.
+        """
+        if message.not_before is None:
+            return "", ""
+        due = int(message.not_before * NANOSECONDS)
+        named = _ROUTING_KEY.match(message.body)
+        if named is not None and named[1] == message.queue.encode():
+            return due, ""
+        return due, f"{_prefix(message.queue)}later"
+
+    async def _announce(self, queues: set[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        late = [queue for queue in queues if now - self._announced.get(queue, float("-inf")) > ANNOUNCE_EVERY]
+        if late:
+            seconds = self._clock.now_ns() // NANOSECONDS
+            # a list for people to look at: work goes on without it
+            with suppress(OutOfMemory):
+                await self._link.call("ZADD", QUEUES, *(word for queue in late for word in (seconds, queue)))
+            self._announced.update(dict.fromkeys(late, now))
+
+    # ------------------------------------------------------------------------------------------------ fetch
+
+    async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        if limit <= 0:
+            return ()
+        worker = self._worker(queue)
+        async with worker.fetching:
+            ends_at = asyncio.get_running_loop().time() + wait
+            await self._announce({queue})
+            while True:
+                deliveries = await self._step((), 0.0, worker, limit)
+                left = ends_at - asyncio.get_running_loop().time()
+                if deliveries or worker.is_fenced or left <= 0:
+                    return deliveries
+                await self._wait_for_message(worker, left)
+
+    async def step(self, batch: Sequence[Settled], keep: float, queue: str, limit: int) -> Sequence[Delivery]:
+        """``settle`` this batch and take up to ``limit`` messages of ``queue``, without waiting, in one round trip.
+
+        Takes nothing while a ``fetch`` of the same queue is under way: that one will.
+        """
+        worker = self._worker(queue)
+        if limit <= 0 or worker.fetching.locked():
+            await self.settle(batch, keep)
+            return ()
+        async with worker.fetching:
+            return await self._step(batch, keep, worker, limit)
+
+    async def _step(self, batch: Sequence[Settled], keep: float, worker: _Worker, limit: int) -> Sequence[Delivery]:
+        is_new = not worker.is_registered
+        claim: tuple[Word, ...] = (limit, self._lease_ms, worker.last, "1" if is_new else "0")
+        keys, args = self._packed(batch, keep, claim, (worker.queue, worker.id))
+        was_doubtful, worker.is_doubtful, worker.is_registered = worker.is_doubtful, True, True
+        if is_new:
+            # until it is answered we do not know: ask for it again
+            worker.is_registered = False
+        status, *rest = await self._link.run(_STEP, keys, args)
+        worker.is_doubtful, worker.is_registered = was_doubtful, True
+        if status == _FENCED:
+            worker.is_fenced = True
+            if self._workers.get(worker.queue) is worker:
+                del self._workers[worker.queue]
+            if worker.channel is not None:
+                await worker.channel.close()
+            self._announced.pop(worker.queue, None)
+            return ()
+        if status == _UNTOLD:
+            last, *pairs = rest
+            worker.last = int(last)
+            numbered = [(int(pairs[at]), pairs[at + 1]) for at in range(0, len(pairs), 2)]
+            return [_delivery(worker, number, value) for number, value in numbered]
+        first = worker.last + 1
+        worker.last += len(rest[0])
+        return [_delivery(worker, number, value) for number, value in enumerate(rest[0], first)]
+
+    async def _wait_for_message(self, worker: _Worker, left: float) -> None:
+        """Until there may be one: BLMOVE puts it where the next step finds it, whatever becomes of the reply."""
+        if self._blocked >= MAX_BLOCKED:
+            await asyncio.sleep(min(left, POLL))
+            return
+        wait = max(min(left, self._block), 0.001)  # 0 would be for ever
+        inbox = _keys(worker.queue, worker.id)[6]
+        self._blocked += 1
+        was_doubtful, worker.is_doubtful = worker.is_doubtful, True
+        try:
+            if worker.channel is None or not worker.channel.is_open:
+                worker.channel = await self._link.channel()
+            await worker.channel.call("BLMOVE", worker.queue, inbox, "LEFT", "RIGHT", f"{wait:.3f}", wait=wait)
+            worker.is_doubtful = was_doubtful
+        except OutOfMemory:  # a step works all the same
+            worker.is_doubtful = was_doubtful
+            await asyncio.sleep(min(left, POLL))
+        finally:
+            self._blocked -= 1
+
+    def _worker(self, queue: str) -> _Worker:
+        worker = self._workers.get(queue)
+        if worker is None:
+            worker = self._workers[queue] = _Worker(queue)
+        return worker
+
+    # ------------------------------------------------------------------------------------------------ settle
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        commands: list[tuple[Word, ...]] = [
+            ("HDEL", _keys(queue, worker)[1], *numbers) for (queue, worker), numbers in _by_worker(deliveries).items()
+        ]
+        if commands:
+            _raise_first(await self._link.pipeline(commands))
+
+    async def nack(self, deliveries: Sequence[Delivery], *, delay: float = 0.0) -> None:
+        await self.settle([Settled(delivery, Nack(delay)) for delivery in deliveries], keep=1.0)
+
+    async def bury(self, deliveries: Sequence[Delivery], reason: str, error: str) -> None:
+        await self.settle([Settled(delivery, Bury(reason, error)) for delivery in deliveries], keep=1.0)
+
+    async def settle(self, batch: Sequence[Settled], keep: float) -> None:
+        if batch:
+            keys, args = self._packed(batch, keep, (-1, self._lease_ms, 0, "0"), None)
+            await self._link.run(_STEP, keys, args)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        groups = _by_worker(deliveries)
+        calls: list[tuple[Script, Sequence[Word], Sequence[Word]]] = [
+            (_EXTEND, (workers, proc), (worker, self._lease_ms, *numbers))
+            for (queue, worker), numbers in groups.items()
+            for _, proc, workers, *_ in [_keys(queue, worker)]
+        ]
+        if not calls:
+            return ()
+        replies = await self._link.run_each(calls)
+        _raise_first(replies)
+        lost: set[Hashable] = set()
+        for ((_, worker), numbers), reply in zip(groups.items(), replies, strict=True):
+            gone = numbers if reply == -1 else [numbers[position - 1] for position in reply]
+            lost.update((worker, number) for number in gone)
+        return [delivery for delivery in deliveries if delivery.receipt in lost]
+
+    def _packed(
+        self, batch: Sequence[Settled], keep: float, claim: tuple[Word, ...], group: tuple[str, str] | None
+    ) -> tuple[list[Word], list[Word]]:
+        """The keys and arguments of a step: see ``redis.lua``. This is the hottest line of the driver."""
+        groups: dict[tuple[str, str], int] = {} if group is None else {group: 1}
+        current = group
+        items: list[Word] = []
+        for item in batch:
+            delivery, state = item.delivery, item.state
+            worker, number = _receipt(delivery)
+            if current is None or current[1] != worker or current[0] != delivery.queue:
+                current = (delivery.queue, worker)
+                position = groups.setdefault(current, len(groups) + 1)
+                if items or position > 1:
+                    items += ("g", position)
+            if type(item.verdict) is not Ack or item.publish or item.pending:
+                items += self._packed_at_length(item, number)
+            elif state is None:
+                items += ("a", number)
+            elif state.task_name and state.created_at == ZERO and state.state is not State.PENDING:
+                items += ("s", number, state.task_uuid, *encode_state_around_created_at(state))
+            else:
+                items += self._packed_at_length(item, number)
+        keys: list[Word] = [self._delayed_key]
+        for queue, worker in groups:
+            keys += _keys(queue, worker)
+        workers = [worker for _, worker in groups]
+        unique = secrets.token_hex(8)
+        return keys, [*claim, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
+
+    def _packed_at_length(self, item: Settled, number: int) -> Iterator[Word]:
+        yield "x"
+        yield number
+        match item.verdict:
+            case Ack():
+                yield from ("a", "", "")
+            case Nack(delay):
+                yield from ("n", max(0, round(delay * 1000)), "")
+            case Bury(reason, error):
+                yield from ("b", reason, error.encode(errors="replace"))
+            case _:
+                assert_never(item.verdict)
+        yield from _packed_state(item.state)
+        yield len(item.pending)
+        for pending in item.pending:
+            yield from (pending.task_uuid, encode_state(pending))
+        yield len(item.publish)
+        for message in item.publish:
+            yield from (message.queue, *self._due(message), message.body)
+
+    # ------------------------------------------------------------------------------------------------ tend
+
+    async def tend(self, queues: Sequence[str]) -> float:
+        patience = self._lease - self._link.contact()
+        pause = min(self._lease / 5, self._delayed_poll)
+        if patience > 0:
+            pause = min(pause, patience)
+        calls = [self._tending(queue, may_reap=patience <= 0) for queue in queues]
+        dead = f"{_prefix(self._delayed_key)}dead"
+        calls.append((_PROMOTE, (self._delayed_key, dead), (AT_ONCE, self._dead_letter_size)))
+        replies = await self._link.run_each(calls)
+        _raise_first(replies)
+        for moved, due in replies:
+            if moved >= AT_ONCE:
+                return 0.0
+            if due >= 0:
+                pause = min(pause, due / 1000)
+        return pause
+
+    def _tending(self, queue: str, *, may_reap: bool) -> tuple[Script, Sequence[Word], Sequence[Word]]:
+        prefix = _prefix(queue)
+        keys = (queue, f"{prefix}workers", f"{prefix}again", f"{prefix}later")
+        return _TEND, keys, (prefix, "1" if may_reap else "0", AT_ONCE, round(REMEMBER_FENCED * 1000))
+
+    # ------------------------------------------------------------------------------------------------ inspect
+
+    async def queues(self) -> Sequence[str]:
+        oldest = self._clock.now_ns() // NANOSECONDS - round(QUEUE_IS_KNOWN_FOR)
+        replies = await self._link.pipeline([("ZREMRANGEBYSCORE", QUEUES, "-inf", oldest), ("ZRANGE", QUEUES, 0, -1)])
+        _raise_first(replies)
+        return sorted(queue.decode() for queue in replies[1])
+
+    async def depth(self, queue: str) -> QueueDepth:
+        prefix = _prefix(queue)
+        keys = (queue, *(f"{prefix}{name}" for name in ("workers", "again", "later", "dead")))
+        ready, held, later, dead = await self._link.run(_SCRIPTS["depth"], keys, (prefix,))
+        return QueueDepth(queue, ready, held, later + await self._delayed_for(queue), dead)
+
+    async def _delayed_for(self, queue: str) -> int:
+        start, found = 0, 0
+        while True:
+            args = (queue, start, start + AT_ONCE - 1)
+            looked_at, count = await self._link.run(_SCRIPTS["routed"], (self._delayed_key,), args)
+            found += int(count)
+            if looked_at < AT_ONCE:
+                return found
+            start += AT_ONCE
+
+    async def peek(self, queue: str, limit: int, offset: int = 0) -> Sequence[bytes]:
+        last = offset + limit - 1
+        if limit <= 0:
+            return []
+        again, ready = await self._link.pipeline(
+            [("LRANGE", f"{_prefix(queue)}again", 0, last), ("LRANGE", queue, 0, last)]
+        )
+        _raise_first((again, ready))
+        bodies = [*(_parts(value)[1] for value in again), *(body for body in ready if body)]
+        return bodies[offset : offset + limit]
+
+    async def delayed(self, limit: int, offset: int = 0) -> Sequence[tuple[float, bytes]]:
+        last = offset + limit - 1
+        if limit <= 0:
+            return []
+        queues = await self.queues()
+        commands = [
+            ("ZRANGE", key, 0, last, "WITHSCORES")
+            for key in (self._delayed_key, *(f"{_prefix(queue)}later" for queue in queues))
+        ]
+        replies = await self._link.pipeline(commands)
+        _raise_first(replies)
+        found = [(float(score) / NANOSECONDS, body) for body, score in _pairs(replies[0])]
+        for reply in replies[1:]:
+            found += [(float(score) / 1000, _parts(_parts(member)[1])[1]) for member, score in _pairs(reply)]
+        return sorted(found)[offset : offset + limit]
+
+    async def purge(self, queue: str) -> int:
+        return int(await self._link.run(_SCRIPTS["purge"], (queue, f"{_prefix(queue)}again"), ()))
+
+    async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
+        if limit <= 0:
+            return []
+        entries = await self._link.call("XRANGE", f"{_prefix(queue)}dead", "-", "+", "COUNT", offset + limit)
+        return [_dead(queue, entry, fields) for entry, fields in entries[offset:]]
+
+    async def requeue(self, queue: str, ids: Sequence[str]) -> int:
+        known = _entry_ids(ids)
+        if not known:
+            return 0
+        return int(await self._link.run(_SCRIPTS["requeue"], (queue, f"{_prefix(queue)}dead"), known))
+
+    async def drop(self, queue: str, ids: Sequence[str]) -> int:
+        known = _entry_ids(ids)
+        if not known:
+            return 0
+        return int(await self._link.call("XDEL", f"{_prefix(queue)}dead", *known))
+
+
+@lru_cache(1024)
+def _prefix(queue: str) -> str:
+    """What the names of a queue's companion keys begin with: they lie in the queue's own slot of a cluster."""
+    opening = queue.find("{")
+    closing = queue.find("}", opening + 1)
+    if opening >= 0 and closing > opening + 1:
+        return f"{{{queue[opening + 1 : closing]}}}:aq:{queue}:"
+    return f"{{{queue}}}:aq:"
+
+
+@lru_cache(1024)
+def _keys(queue: str, worker: str) -> tuple[str, ...]:
+    """The queue, proc, workers, again, later, dead, inbox."""
+    prefix = _prefix(queue)
+    return (
+        queue,
+        f"{prefix}proc:{worker}",
+        f"{prefix}workers",
+        f"{prefix}again",
+        f"{prefix}later",
+        f"{prefix}dead",
+        f"{prefix}inbox:{worker}",
+    )
+
+
+def _receipt(delivery: Delivery) -> tuple[str, int]:
+    match delivery.receipt:
+        case (str(worker), int(number)):
+            return worker, number
+        case _:
+            raise Refused(f"{delivery.receipt!r} is no receipt of this broker")
+
+
+def _by_worker(deliveries: Sequence[Delivery]) -> dict[tuple[str, str], list[int]]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for delivery in deliveries:
+        worker, number = _receipt(delivery)
+        groups.setdefault((delivery.queue, worker), []).append(number)
+    return groups
+
+
+def _packed_state(state: TaskState | None) -> tuple[Word, Word, Word, Word]:
+    """UUID, head, tail and mode, as ``redis.lua`` wants them."""
+    if state is None:
+        return "", "", "", ""
+    if state.state is State.PENDING:
+        return state.task_uuid, encode_state(state), "", "o"
+    mode = "p" if state.task_name else "n"
+    if state.created_at != ZERO:
+        return state.task_uuid, encode_state(state), "", mode
+    return state.task_uuid, *encode_state_around_created_at(state), mode
+
+
+def _parts(value: bytes) -> tuple[bytes, bytes]:
+    """What stands before and after the first colon."""
+    head, _, tail = value.partition(b":")
+    return head, tail
+
+
+def _delivery(worker: _Worker, number: int, value: bytes) -> Delivery:
+    attempt, _, body = value.partition(b":")
+    return Delivery(body, worker.queue, (worker.id, number), int(attempt))
+
+
+def _pairs(reply: Reply) -> Iterator[tuple[bytes, bytes]]:
+    return zip(reply[::2], reply[1::2], strict=True)
+
+
+def _entry_ids(ids: Sequence[str]) -> list[str]:
+    """Those that are ids of stream entries; others name nothing."""
+    return [one for one in ids if re.fullmatch(r"\d{1,18}-\d{1,18}", one, re.ASCII)]
+
+
+def _dead(queue: str, entry: bytes, fields: Sequence[bytes]) -> Dead:
+    known = dict(_pairs(fields))
+    return Dead(
+        id=entry.decode(),
+        queue=queue,
+        body=known[b"body"],
+        reason=known[b"reason"].decode(errors="replace"),
+        error=known[b"error"].decode(errors="replace"),
+        attempt=int(known[b"attempt"]),
+        buried_at=int(entry.partition(b"-")[0]) / 1000,
+    )
+
+
+def _raise_first(replies: Sequence[Reply]) -> None:
+    for reply in replies:
+        if isinstance(reply, AsyncQueueError):
+            raise reply

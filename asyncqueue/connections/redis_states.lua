@@ -1,0 +1,41 @@
+-- States of tasks, as Machinery keeps them: one JSON text per UUID.
+-- The JSON is searched as plain text and never decoded or written anew: Lua's numbers would spoil 64-bit integers.
+-- A quote inside a JSON string is escaped, so that `"State":"` is never found inside of one.
+
+local find, sub, match = string.find, string.sub, string.match
+
+-- Go's zero time: when it was sent is not known
+local NEVER = '0001-01-01T00:00:00Z'
+
+-- the last one, since a result may be an object with a key of that name
+local function created_at(json)
+  return match(json, '.*"CreatedAt":"([^"]*)"')
+end
+
+-- the first one, for the same reason
+local function is_final(json)
+  local _, at = find(json, '"State":"', 1, true)
+  local state = at and sub(json, at + 1, at + 8)
+  return state == 'SUCCESS"' or state == 'FAILURE"'
+end
+
+-- What is at a UUID: the JSON, false for nothing, nil for something that is no state.
+local function entry(id)
+  local json = redis.pcall('GET', id)
+  if type(json) ~= 'table' then return json end
+  if find(json.err, 'WRONGTYPE', 1, true) then return nil end
+  error(json.err)
+end
+
+-- The state `head .. CreatedAt .. tail` where `old` is; a final state stays. With an empty tail, the head is all.
+-- keep_name: the new state does not know the task's name, the old one may.
+local function put(id, old, head, tail, keep_name, unit, keep)
+  if old and is_final(old) then return end
+  if old and keep_name then
+    local name = match(old, '^{"TaskUUID":"[^"]*","TaskName":"(.-)","State":"')
+    local from, to = find(head, '"TaskName":""', 1, true)
+    if name and from then head = sub(head, 1, from - 1) .. '"TaskName":"' .. name .. '"' .. sub(head, to + 1) end
+  end
+  if tail ~= '' then head = head .. (old and created_at(old) or NEVER) .. tail end
+  redis.call('SET', id, head, unit, keep)
+end
