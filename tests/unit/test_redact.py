@@ -47,6 +47,7 @@ CANARY = "c4n4ry"
         ("what://u:c4n4ry@host", "what://u:***@host"),
         ("redis:/u:c4n4ry@host", "redis:***@host"),
         ("u:c4n4ry@host", "u:***@host"),
+        ("redis://u:c4n4ry/0", "redis://u:***"),
         ("redis://h/0?password=c4n4@ry", "redis://***"),
     ],
 )
