@@ -15,12 +15,11 @@ class Backend(Protocol):
     """States of tasks by UUID.
 
     Every verb raises ``Unavailable`` when the service did not answer and ``Refused`` when it said no. An instance
-    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write.
+    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write; it may be changed
+    while the backend is open, and holds for the writes after that.
     """
 
-    @property
-    def results_expire_in(self) -> float:
-        """How long (seconds) an entry is kept after its last write."""
+    results_expire_in: float
 
     @property
     def address(self) -> str:

@@ -137,6 +137,14 @@ class Tended(Protocol):
         back, at most a few."""
 
 
+@runtime_checkable
+class Polling(Protocol):
+    """A broker that polls, in periods (seconds) that may be changed while it is open."""
+
+    normal_poll: float
+    delayed_poll: float
+
+
 @dataclass(frozen=True, slots=True)
 class Dead:
     """One entry of a dead letter. ``buried_at`` is unix seconds."""

@@ -1,0 +1,314 @@
+"""Deliveries in, outcomes out: fetch what there are slots for, hold it, run it, hand it on to be settled."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Broker, Delivery, Tended
+from asyncqueue.clock import Clock
+from asyncqueue.engine.events import Events, LeasesLost, LoopBlocked, StoreRefused
+from asyncqueue.engine.execution import Execution, Ran
+from asyncqueue.engine.leases import LeaseKeeper
+from asyncqueue.engine.outcome import Cancelled, Lost, Rules, settled
+from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.settlement import Settlement
+from asyncqueue.engine.settler import Settler
+from asyncqueue.engine.slots import Slots
+from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
+
+WAIT = 1.0
+"""How long (seconds) one fetch waits for a message, and so how long a stop may take to be noticed by a fetch."""
+
+ISOLATE_FROM = 3
+"""From this showing on a message runs alone: whatever killed its workers shall take nobody else along."""
+
+_FIRST_POLL = 0.005
+_LAST_POLL = 0.25
+_REFUSED_PAUSE = 2.0
+_MOST_AT_ONCE = 1_000
+
+
+class Consumer:
+    """Works a set of queues until it is stopped.
+
+    ``execution`` is made by the caller with this consumer's ``started`` and ``left_running``.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        backend: Backend | None,
+        settlement: Settlement,
+        queues: Sequence[str],
+        *,
+        slots: Slots,
+        clock: Clock,
+        events: Events,
+        patience: Patience,
+        rules: Callable[[], Rules],
+        may_consume: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._queues = tuple(queues)
+        self._slots = slots
+        self._clock = clock
+        self._events = events
+        self._patience = patience
+        self._rules = rules
+        self._may_consume = may_consume
+        self._max_batch = min(broker.capabilities.max_batch, _MOST_AT_ONCE)
+        self._execution: Execution | None = None
+        self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._lost: set[Delivery] = set()
+        self._threads: dict[Future[Any], str] = {}
+        self._stopping = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._idle_queues: set[str] = set()
+        self._leases = LeaseKeeper(broker, clock=clock, lost=self._on_lost, blocked=self._on_blocked)
+        self._settler = Settler(
+            settlement,
+            backend,
+            events=events,
+            patience=patience,
+            settled=self._leases.release,
+            max_batch=self._max_batch,
+        )
+        self.started = self._settler.started
+
+    @property
+    def running(self) -> int:
+        """How many tasks run now."""
+        return len(self._running)
+
+    @property
+    def stuck(self) -> Sequence[str]:
+        """UUIDs of tasks whose run is over and whose thread is not."""
+        return tuple(self._threads.values())
+
+    def left_running(self, thread: Future[Any], task_id: str) -> None:
+        """A thread outlived its run: it keeps a slot until it ends."""
+        loop = asyncio.get_running_loop()
+        self._threads[thread] = task_id
+        self._slots.resize(self._slots.total - 1)
+        thread.add_done_callback(lambda ended: _tell_loop(loop, lambda: self._thread_ended(ended)))
+
+    async def run(self, execution: Execution) -> None:
+        """Fetch and run until ``stop`` was called and everything that was fetched is settled or given back."""
+        self._execution = execution
+        self._leases.start()
+        settling = asyncio.create_task(self._settler.run(), name="asyncqueue-settler")
+        tending = asyncio.create_task(self._tend(), name="asyncqueue-tender")
+        try:
+            async with asyncio.TaskGroup() as feeds:
+                for queue in self._queues:
+                    feeds.create_task(self._feed(queue), name=f"asyncqueue-feed-{queue}")
+            await self._all_ended()
+            await self._settler.drained()
+        finally:
+            for task in (tending, settling, *self._running):
+                task.cancel()
+            await asyncio.gather(tending, settling, *self._running, return_exceptions=True)
+            await self._leases.stop()
+
+    def stop(self) -> None:
+        """Fetch no more; what runs goes on, what was not begun goes back."""
+        self._stopping.set()
+
+    def cancel_running(self) -> None:
+        """Cancel what runs; it goes back to its queue."""
+        for task in self._running:
+            task.cancel()
+
+    async def all_idle(self) -> None:
+        """Wait until every queue was found empty and nothing runs or waits to be settled."""
+        while True:
+            await self._quiet.wait()
+            await self._settler.drained()
+            if self._is_quiet():
+                return
+            self._quiet.clear()
+
+    # — fetching —
+
+    async def _feed(self, queue: str) -> None:
+        poll = _FIRST_POLL
+        alone = len(self._queues) == 1
+        while not self._stopping.is_set():
+            if not await self._allowed():
+                continue
+            await self._settler.has_room()
+            taken = await self._slots.take(self._max_batch)
+            got = await self._fetch(queue, taken, WAIT if alone else 0.0)
+            if not got and not alone:
+                self._slots.give(taken)
+                if self._slots.try_take(leaving=len(self._queues) - 1):
+                    taken, poll = 1, _FIRST_POLL
+                    got = await self._fetch(queue, 1, WAIT)
+                else:
+                    await self._pause(poll)
+                    poll = min(_LAST_POLL, poll * 2)
+                    continue
+            self._slots.give(taken - len(got))
+            self._note(queue, got)
+            if got:
+                await self._begin(got)
+
+    async def _fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        """One fetch that ends by itself even while the broker is away: the loop above asks again."""
+        try:
+            got = await self._patience.insist(
+                f"fetch from {queue}", lambda: self._fetch_unless_stopping(queue, limit, wait)
+            )
+        except Refused as exc:
+            self._events.emit(StoreRefused(f"fetch from {queue}", str(exc)))
+            await self._pause(_REFUSED_PAUSE)
+            return ()
+        self._leases.hold(got)
+        return got
+
+    async def _fetch_unless_stopping(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        if self._stopping.is_set():
+            return ()
+        return await self._broker.fetch(queue, limit, wait)
+
+    async def _allowed(self) -> bool:
+        if self._may_consume is None or await self._may_consume():
+            return True
+        await self._pause(_LAST_POLL)
+        return False
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):  # the pause is over and nobody stopped us
+            await asyncio.wait_for(self._stopping.wait(), seconds * random.uniform(0.8, 1.2))
+
+    # — running —
+
+    async def _begin(self, got: Sequence[Delivery]) -> None:
+        """Start what was fetched; the slots for it are taken."""
+        if self._stopping.is_set():
+            await self._give_back(got)
+            return
+        dangerous = next((delivery for delivery in got if delivery.attempt >= ISOLATE_FROM), None)
+        if dangerous is None:
+            for delivery in got:
+                self._start(delivery)
+            return
+        await self._give_back([delivery for delivery in got if delivery is not dangerous])
+        await self._run_alone(dangerous)
+
+    def _start(self, delivery: Delivery) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(delivery))
+        self._running[task] = delivery
+        task.add_done_callback(self._ended)
+
+    async def _run_alone(self, delivery: Delivery) -> None:
+        self._slots.give()  # its own slot: two who keep one and wait for the rest would wait for ever
+        held = await self._slots.take_all()
+        if self._stopping.is_set():
+            self._slots.give(held - 1)
+            await self._give_back([delivery])
+            return
+        self._start(delivery)
+        await self._all_ended()
+        self._slots.give(held - 1)  # its own was given when it ended
+
+    async def _run(self, delivery: Delivery) -> None:
+        assert self._execution is not None
+        try:
+            ran = await self._execution.run(delivery)
+        except asyncio.CancelledError:
+            ran = Ran(delivery, None, Lost() if delivery in self._lost else Cancelled())
+        if delivery in self._lost:
+            self._lost.discard(delivery)
+            ran = Ran(delivery, ran.signature, Lost())
+        self._settler.ended(
+            delivery, settled(delivery, ran.signature, ran.outcome, self._rules(), self._clock.now_ns())
+        )
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        delivery = self._running.pop(task)
+        self._slots.give()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # not the task's own error, which is an outcome: the lease ends, and the message is shown again
+            self._leases.release(delivery)
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a delivery could not be brought to an end", "exception": error, "task": task}
+            )
+        if self._is_quiet():
+            self._quiet.set()
+
+    async def _all_ended(self) -> None:
+        while self._running:
+            await asyncio.wait(self._running)
+            await asyncio.sleep(0)  # the callbacks that take them out run after us
+
+    # — giving back, losing, looking after —
+
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Unbegun work goes back, in order; its slots are free again."""
+        if not deliveries:
+            return
+        with suppress(AsyncQueueError):  # then its lease ends, and it is shown again
+            await self._patience.insist("give work back", lambda: self._broker.nack(deliveries), budget=5.0)
+        for delivery in deliveries:
+            self._leases.release(delivery)
+        self._slots.give(len(deliveries))
+
+    def _on_lost(self, deliveries: Sequence[Delivery]) -> None:
+        lost = {delivery.receipt for delivery in deliveries}
+        for delivery in deliveries:
+            self._leases.release(delivery)
+        victims = [(task, held) for task, held in self._running.items() if held.receipt in lost]
+        for task, held in victims:
+            self._lost.add(held)
+            task.cancel()
+        if victims:
+            self._events.emit(LeasesLost(len(victims), victims[0][1].queue))
+
+    def _on_blocked(self, seconds: float, stack: str) -> None:
+        self._events.emit(LoopBlocked(seconds, stack))
+
+    def _thread_ended(self, thread: Future[Any]) -> None:
+        if self._threads.pop(thread, None) is not None:
+            self._slots.resize(self._slots.total + 1)
+
+    async def _tend(self) -> None:
+        broker = self._broker
+        if not isinstance(broker, Tended):
+            return
+        while True:
+            try:
+                again = await broker.tend(self._queues)
+            except Unavailable:
+                again = 1.0  # the fetches tell the world
+            except Refused as exc:
+                self._events.emit(StoreRefused("tend the queues", str(exc)))
+                again = _REFUSED_PAUSE
+            await asyncio.sleep(max(0.001, again) * random.uniform(0.9, 1.0))
+
+    def _note(self, queue: str, got: Sequence[Delivery]) -> None:
+        if got:
+            self._idle_queues.discard(queue)
+            return
+        self._idle_queues.add(queue)
+        if self._is_quiet():
+            self._quiet.set()
+
+    def _is_quiet(self) -> bool:
+        return not self._running and len(self._idle_queues) == len(self._queues)
+
+
+def slots_for(concurrency: int, prefetch: int) -> Slots:
+    """Slots for a concurrency: 0 is unlimited, which still means a bound (``prefetch``) that memory can stand."""
+    return Slots(concurrency if concurrency > 0 else prefetch)
+
+
+def _tell_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the worker has left
+        loop.call_soon_threadsafe(function)

@@ -1,0 +1,299 @@
+"""What the engine tells the world: plain events, and one listener that turns them into log lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+log = logging.getLogger("asyncqueue")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. ``level`` and ``text`` are how the log says it; the fields are its facts."""
+
+    def level(self) -> int:
+        """The level of its log line."""
+        return logging.INFO
+
+    def text(self) -> str:
+        """Its log line, without its facts."""
+        return type(self).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted(Event):
+    """A worker began to fetch."""
+
+    queues: tuple[str, ...]
+    concurrency: int
+    broker: str
+
+    def text(self) -> str:
+        return f"worker started on {', '.join(self.queues)} (concurrency {self.concurrency or 'unlimited'})"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopping(Event):
+    """A worker was asked to stop; ``running`` tasks have ``grace`` seconds."""
+
+    running: int
+    grace: float
+
+    def text(self) -> str:
+        return f"worker stopping: {self.running} running tasks have {self.grace:g} s"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped(Event):
+    """A worker ended; ``stuck`` tasks could not be ended with it."""
+
+    stuck: tuple[str, ...]
+
+    def level(self) -> int:
+        return logging.ERROR if self.stuck else logging.INFO
+
+    def text(self) -> str:
+        return f"worker stopped; still stuck: {', '.join(self.stuck)}" if self.stuck else "worker stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted(Event):
+    """A task was called. Only built for detailed listeners."""
+
+    task_id: str
+    task_name: str
+    queue: str
+    attempt: int
+
+    def level(self) -> int:
+        return logging.DEBUG
+
+    def text(self) -> str:
+        return f"task {self.task_name} started"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSucceeded(Event):
+    """A task returned. Only built for detailed listeners. ``seconds`` is how long the call took."""
+
+    task_id: str
+    task_name: str
+    queue: str
+    seconds: float
+
+    def level(self) -> int:
+        return logging.DEBUG
+
+    def text(self) -> str:
+        return f"task {self.task_name} succeeded"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed(Event):
+    """A task ended in FAILURE."""
+
+    task_id: str
+    task_name: str
+    queue: str
+    error: str
+    exception: BaseException | None = None
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"task {self.task_name} failed: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRetried(Event):
+    """A task goes again in ``delay`` seconds."""
+
+    task_id: str
+    task_name: str
+    queue: str
+    error: str
+    delay: float
+    attempt: int
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"task {self.task_name} goes again in {self.delay:g} s: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUnknown(Event):
+    """A message names a task that is not registered here; it was given back. Told once for each name."""
+
+    task_name: str
+    queue: str
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"task {self.task_name} is not registered here; its messages on {self.queue} are given back"
+
+
+@dataclass(frozen=True, slots=True)
+class MessageBuried(Event):
+    """A message went to the dead letter of its queue."""
+
+    task_id: str
+    queue: str
+    reason: str
+    error: str
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"message buried in {self.queue}.dead ({self.reason}): {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesLost(Event):
+    """Somebody else has these tasks now; what this worker did with them does not count."""
+
+    task_count: int
+    queue: str
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"{self.task_count} leases on {self.queue} were lost; their tasks are cancelled here"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAway(Event):
+    """A service does not answer; the engine keeps what it has and tries again in ``delay`` seconds."""
+
+    doing: str
+    error: str
+    delay: float
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"cannot {self.doing}, trying again: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBack(Event):
+    """A service that was away answers again."""
+
+    doing: str
+    seconds: float
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"can {self.doing} again after {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRefused(Event):
+    """A service said no to something the engine had to do."""
+
+    doing: str
+    error: str
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"cannot {self.doing}: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopBlocked(Event):
+    """The event loop did not turn for ``seconds``; ``stack`` shows where it stands. Leases are kept meanwhile."""
+
+    seconds: float
+    stack: str
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"the event loop is blocked for {self.seconds:.1f} s by\n{self.stack}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStuck(Event):
+    """A task ran over its time limit in a thread, which cannot be cancelled; it keeps its slot."""
+
+    task_id: str
+    task_name: str
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"task {self.task_name} is stuck in its thread and keeps its slot"
+
+
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """Where the engine says what happens. A listener that raises is logged and does no other harm.
+
+    ``detailed`` says whether anybody wants an event for each task that simply ran; nothing is built for nobody.
+    """
+
+    def __init__(self, logger: logging.Logger | None = None) -> None:
+        self._log = logger or log
+        self._listeners: list[Listener] = []
+
+    @property
+    def detailed(self) -> bool:
+        return bool(self._listeners) or self._log.isEnabledFor(logging.DEBUG)
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with every event from now on, in the loop of the worker."""
+        self._listeners.append(listener)
+
+    def use_logger(self, logger: logging.Logger) -> None:
+        """Write log lines to this logger."""
+        self._log = logger
+
+    def emit(self, event: Event) -> None:
+        level = event.level()
+        if self._log.isEnabledFor(level):
+            exception = getattr(event, "exception", None)
+            self._log.log(level, "%s", printable(event.text()), extra=_facts(event), exc_info=exception)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                self._log.exception("a listener failed on %s", type(event).__name__)
+
+
+def printable(text: str, limit: int = 4_096) -> str:
+    """Text that cannot fake a log line: control and direction characters are written as escapes; bounded.
+
+    Line breaks stay where they indent nothing but our own stacks: every line after the first begins with a blank.
+    """
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    return "".join(map(_printable_character, cut))
+
+
+def _printable_character(char: str) -> str:
+    if char == "\n":
+        return "\n "
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    return {field.name: getattr(event, field.name) for field in fields(event) if field.name != "exception"} | {
+        "event": type(event).__name__
+    }

@@ -1,0 +1,151 @@
+"""Signatures on their way out: checked, filled, recorded as PENDING, published; what comes together leaves together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from asyncqueue import names
+from asyncqueue.brokers.base import Message
+from asyncqueue.clock import Clock
+from asyncqueue.engine.batching import Batcher
+from asyncqueue.engine.middleware import PublishHook, finished
+from asyncqueue.engine.outcome import Rules, callback_id, message, pending
+from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.registry import Registry
+from asyncqueue.engine.settlement import Settlement
+from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
+from asyncqueue.signature import Signature, nested, new_task_id
+from asyncqueue.state import TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One checked signature with the state and the message that go out for it."""
+
+    signature: Signature
+    state: TaskState
+    message: Message
+
+
+class Publisher:
+    """Sends signatures. ``timeout`` is for how long (seconds) a broker that is away is tried again."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settlement: Settlement,
+        *,
+        clock: Clock,
+        patience: Patience,
+        rules: Callable[[], Rules],
+        timeout: Callable[[], float],
+        address: str,
+        max_batch: int,
+        hooks: Sequence[PublishHook] = (),
+    ) -> None:
+        self._registry = registry
+        self._settlement = settlement
+        self._clock = clock
+        self._patience = patience
+        self._rules = rules
+        self._timeout = timeout
+        self._address = address
+        self._hooks = hooks
+        self._batcher: Batcher[Outgoing] = Batcher(self._flush, max_batch)
+
+    async def send(self, signatures: Sequence[Signature]) -> Sequence[Signature]:
+        """Send these; returns them as they were sent, with their UUIDs and queues.
+
+        All are checked before any is sent. Raises ``ArgumentError`` (a task that is known here and cannot take its
+        arguments, or a value that JSON cannot hold), ``MessageTooLarge``, ``Refused`` (names), ``Unavailable``, and
+        ``PublishUnknown`` when the broker went away and may have the messages.
+        """
+        outgoing = [self._prepared(await self._hooked(signature)) for signature in signatures]
+        if outgoing:
+            await self._batcher.add(outgoing)
+        return [each.signature for each in outgoing]
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await self._batcher.close()
+
+    async def _hooked(self, signature: Signature) -> Signature:
+        for hook in self._hooks:
+            signature = await finished(hook(signature)) or signature
+        return signature
+
+    def _prepared(self, signature: Signature) -> Outgoing:
+        rules = self._rules()
+        now = self._clock.now_ns()
+        filled = _filled(signature, rules.default_queue)
+        _check_names(filled)
+        registered = self._registry.find(filled.name)
+        if registered is not None:
+            registered.bind(filled)
+        try:
+            ready = message(filled, rules.default_queue, now)
+        except ArgumentError as exc:
+            raise ArgumentError(f"task {filled.name}: {exc}") from exc
+        if len(ready.body) > rules.limits.max_bytes:
+            raise MessageTooLarge(
+                f"task {filled.name} for queue {ready.queue!r}: its message is {len(ready.body)} bytes, "
+                f"the limit is {rules.limits.max_bytes}"
+            )
+        return Outgoing(filled, pending(filled, now), ready)
+
+    async def _flush(self, outgoing: Sequence[Outgoing]) -> None:
+        states = [each.state for each in outgoing]
+        messages = [each.message for each in outgoing]
+        try:
+            await self._patience.insist(
+                f"publish to {self._address}",
+                lambda: self._settlement.submit(states, messages),
+                budget=self._timeout(),
+            )
+        except Unavailable as exc:
+            ids = tuple(each.signature.uuid for each in outgoing)
+            shown = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({ids[0]}, …)"
+            raise PublishUnknown(f"cannot say whether {shown} reached {self._address}: {exc}", ids) from exc
+
+
+def _filled(signature: Signature, default_queue: str) -> Signature:
+    """With a UUID, a queue, headers, and a UUID for each callback: whoever settles the parent twice sends the same
+    callback twice, not two callbacks."""
+    changes: dict[str, object] = {}
+    if not signature.uuid:
+        changes["uuid"] = new_task_id()
+    if not signature.routing_key:
+        changes["routing_key"] = default_queue
+    if signature.headers is None:
+        changes["headers"] = {}
+    filled = signature.with_changes(**changes) if changes else signature
+    for field, kind in (("on_success", "success"), ("on_error", "error")):
+        callbacks: tuple[Signature, ...] | None = getattr(filled, field)
+        if callbacks and any(not each.uuid for each in callbacks):
+            named = tuple(
+                each if each.uuid else each.with_changes(uuid=callback_id(filled, kind, index))
+                for index, each in enumerate(callbacks)
+            )
+            filled = filled.with_changes(**{field: named})
+    return filled
+
+
+def _check_names(signature: Signature) -> None:
+    """Raise ``Refused`` for a name that a worker would not take, in this signature or one inside it."""
+    problem = (
+        (names.task_id_problem(signature.uuid) if signature.uuid else None)
+        or names.task_name_problem(signature.name)
+        or (names.queue_problem(signature.routing_key) if signature.routing_key else None)
+        or _same_as_queue(signature)
+    )
+    if problem:
+        raise Refused(f"task {signature.name!r} cannot be sent: {problem}")
+    for each in nested(signature):
+        _check_names(each)
+
+
+def _same_as_queue(signature: Signature) -> str | None:
+    if signature.uuid and signature.uuid == signature.routing_key:
+        return f"task UUID {signature.uuid!r} is the name of its queue"
+    return None

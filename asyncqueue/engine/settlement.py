@@ -1,0 +1,114 @@
+"""What a batch of ended deliveries changes, in which order, and why it is safe to do twice."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol, TypeVar, assert_never
+
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Ack, Broker, Bury, Delivery, JointStore, Message, Nack, Settled
+from asyncqueue.state import TaskState
+
+T = TypeVar("T")
+
+
+class Settlement(Protocol):
+    """Makes a batch of ``Settled`` true in the stores. Safe to repeat after any error."""
+
+    async def settle(self, batch: Sequence[Settled]) -> None:
+        """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
+        asked for again."""
+
+    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
+        """Record PENDING, then publish. Raises ``Unavailable``: asking again with the same messages is safe."""
+
+
+class OrderedSettlement:
+    """For any broker and any backend: record, then callbacks, then ack. One batched call each.
+
+    The worker may die between any two of them: the message is not acked, comes back, its state is looked up, the
+    function is not run again, and the same callbacks (their UUIDs are fixed) are sent again; their receivers look
+    their own state up before they run.
+    """
+
+    def __init__(self, broker: Broker, backend: Backend | None) -> None:
+        self._broker = broker
+        self._backend = backend
+        self._max_batch = broker.capabilities.max_batch
+
+    async def settle(self, batch: Sequence[Settled]) -> None:
+        await self._record(batch)
+        await self._publish([message for item in batch for message in item.publish])
+        await self._let_go(batch)
+
+    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
+        if self._backend is not None and states:
+            await self._backend.begin(states)
+        await self._publish(messages)
+
+    async def _record(self, batch: Sequence[Settled]) -> None:
+        if self._backend is None:
+            return
+        states = [state for item in batch for state in (item.state, *item.pending) if state is not None]
+        if states:
+            await self._backend.put(states)
+
+    async def _publish(self, messages: Sequence[Message]) -> None:
+        await in_parts(messages, self._max_batch, self._broker.publish)
+
+    async def _let_go(self, batch: Sequence[Settled]) -> None:
+        acked: list[Delivery] = []
+        given_back: dict[float, list[Delivery]] = {}
+        buried: dict[tuple[str, str], list[Delivery]] = {}
+        for item in batch:
+            match item.verdict:
+                case Ack():
+                    acked.append(item.delivery)
+                case Nack(delay):
+                    given_back.setdefault(delay, []).append(item.delivery)
+                case Bury(reason, error):
+                    buried.setdefault((reason, error), []).append(item.delivery)
+                case never:
+                    assert_never(never)
+        await in_parts(acked, self._max_batch, self._broker.ack)
+        for delay, deliveries in given_back.items():
+            await self._broker.nack(deliveries, delay=delay)
+        for (reason, error), deliveries in buried.items():
+            await self._broker.bury(deliveries, reason, error)
+
+
+class AtomicSettlement:
+    """For a broker and a backend that are one store: the whole batch in one step.
+
+    Each item applies only if its own message was still held by us, so a batch repeated after a lost reply changes
+    nothing, and callbacks and retries are sent exactly once.
+    """
+
+    def __init__(self, store: JointStore, backend: Backend, max_batch: int) -> None:
+        self._store = store
+        self._backend = backend
+        self._max_batch = max_batch
+
+    async def settle(self, batch: Sequence[Settled]) -> None:
+        await in_parts(batch, self._max_batch, lambda part: self._store.settle(part, self._backend.results_expire_in))
+
+    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
+        await self._store.submit(states, messages, self._backend.results_expire_in)
+
+
+async def settlement_of(broker: Broker, backend: Backend | None) -> Settlement:
+    """The strongest settlement that a pair of open stores allows."""
+    if backend is not None and isinstance(broker, JointStore) and await broker.identity() == await backend.identity():
+        return AtomicSettlement(broker, backend, broker.capabilities.max_batch)
+    return OrderedSettlement(broker, backend)
+
+
+async def in_parts(items: Sequence[T], size: int, call: Callable[[Sequence[T]], Awaitable[None]]) -> None:
+    """Call with parts of at most ``size`` items, in order."""
+    for part in parts(items, size):
+        await call(part)
+
+
+def parts(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    """Slices of at most ``size`` items."""
+    return (items[start : start + size] for start in range(0, len(items), size))

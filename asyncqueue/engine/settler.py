@@ -1,0 +1,158 @@
+"""Batching by completion: whatever ended while the last settlement was under way goes into the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Delivery, Settled
+from asyncqueue.engine.events import Events, MessageBuried, StoreRefused
+from asyncqueue.engine.execution import started_state
+from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.settlement import Settlement
+from asyncqueue.errors import Refused
+from asyncqueue.signature import Signature
+from asyncqueue.state import State
+
+STARTED_AFTER = 0.02
+"""A run that ends within this many seconds is not reported as STARTED: nobody could rely on seeing it. One that
+lasts twice as long is."""
+
+
+class Settler:
+    """Settles what ended, one batch at a time, and tries again while the stores are away.
+
+    ``settled`` is called with every delivery whose end is recorded. STARTED is written from here too, so that it can
+    never overtake the end of the same run.
+    """
+
+    def __init__(
+        self,
+        settlement: Settlement,
+        backend: Backend | None,
+        *,
+        events: Events,
+        patience: Patience,
+        settled: Callable[[Delivery], None],
+        max_batch: int,
+    ) -> None:
+        self._settlement = settlement
+        self._backend = backend
+        self._events = events
+        self._patience = patience
+        self._settled = settled
+        self._max_batch = max_batch
+        self._ended: deque[Settled] = deque()
+        self._fresh: dict[Hashable, tuple[Signature, int]] = {}
+        self._older: dict[Hashable, tuple[Signature, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._report = False
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def started(self, delivery: Delivery, signature: Signature, attempt: int) -> None:
+        """A run began; if it does not end soon, its state becomes STARTED."""
+        if self._backend is None:
+            return
+        self._fresh[delivery.receipt] = (signature, attempt)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._time_to_report)
+
+    def ended(self, delivery: Delivery, settled: Settled | None) -> None:
+        """A run came to its end; None: there is nothing to settle."""
+        if self._fresh.pop(delivery.receipt, None) is None:
+            self._older.pop(delivery.receipt, None)
+        if settled is None:
+            self._settled(delivery)
+            return
+        self._ended.append(settled)
+        if len(self._ended) >= 2 * self._max_batch:
+            self._room.clear()
+        self._idle.clear()
+        self._wake.set()
+
+    async def has_room(self) -> None:
+        """Wait while more has ended than the stores keep up with: what runs no further need not be fetched."""
+        await self._room.wait()
+
+    async def drained(self) -> None:
+        """Wait until everything that ended is settled."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Settle until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._report:
+                await self._report_started()
+            while self._ended:
+                await self._settle([self._ended.popleft() for _ in range(min(len(self._ended), self._max_batch))])
+                if len(self._ended) < 2 * self._max_batch:
+                    self._room.set()
+            self._idle.set()
+
+    async def _settle(self, batch: list[Settled]) -> None:
+        try:
+            await self._patience.insist("settle tasks", lambda: self._settlement.settle(batch))
+        except Refused as exc:
+            await self._settle_refused(batch, exc)
+            return
+        for item in batch:
+            self._tell(item)
+            self._settled(item.delivery)
+
+    async def _settle_refused(self, batch: list[Settled], error: Refused) -> None:
+        """The store said no to a batch: find the item it is about, so that one does not hold up the others."""
+        if len(batch) > 1:
+            for item in batch:
+                await self._settle([item])
+            return
+        (item,) = batch
+        self._events.emit(StoreRefused("settle a task", str(error)))
+        simpler = _without_what_was_refused(item, error)
+        if simpler is not None:
+            await self._settle([simpler])
+            return
+        self._settled(item.delivery)  # the lease ends, and the message is shown again
+
+    async def _report_started(self) -> None:
+        self._report = False
+        due, self._older, self._fresh = self._older, self._fresh, {}
+        if self._older:
+            self._timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._time_to_report)
+        backend = self._backend
+        if not due or backend is None:
+            return
+        states = [started_state(signature, attempt) for signature, attempt in due.values()]
+        try:
+            await self._patience.insist("record STARTED", lambda: backend.put(states))
+        except Refused as exc:
+            self._events.emit(StoreRefused("record STARTED", str(exc)))
+
+    def _time_to_report(self) -> None:
+        self._timer = None
+        if self._fresh or self._older:
+            self._report = True
+            self._wake.set()
+
+    def _tell(self, item: Settled) -> None:
+        reason = getattr(item.verdict, "reason", None)
+        if reason is not None:
+            task_id = item.state.task_uuid if item.state else ""
+            self._events.emit(MessageBuried(task_id, item.delivery.queue, reason, getattr(item.verdict, "error", "")))
+
+
+def _without_what_was_refused(item: Settled, error: Refused) -> Settled | None:
+    """The same end with a result the store can hold: FAILURE that says why. None if it was that already."""
+    if item.state is None or item.state.state is not State.SUCCESS:
+        return None
+    failure = item.state.model_copy(
+        update={"state": State.FAILURE, "results": None, "error": f"the result could not be stored: {error}"}
+    )
+    return Settled(item.delivery, item.verdict, failure)

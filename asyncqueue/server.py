@@ -1,0 +1,525 @@
+"""The front of the house: tasks are registered here, sent from here, and their results asked for here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar, overload
+
+from asyncqueue import names, urls, wire
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
+from asyncqueue.clock import SYSTEM_CLOCK, Clock
+from asyncqueue.config import Reloader, Settings, from_env, from_yaml
+from asyncqueue.engine.eager import EagerRunner, EagerSettlement
+from asyncqueue.engine.events import Events
+from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.middleware import Middleware, PublishHook
+from asyncqueue.engine.outcome import Rules, pending
+from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.publisher import Publisher
+from asyncqueue.engine.registry import (
+    KEYWORDS_HEADER,
+    Registry,
+    TaskOptions,
+    register,
+    untyped_args,
+    untyped_value_of,
+)
+from asyncqueue.engine.settlement import Settlement, settlement_of
+from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
+from asyncqueue.locks.base import Lock
+from asyncqueue.redact import redact_url
+from asyncqueue.result import AsyncResult
+from asyncqueue.retry import Backoff, fibonacci, parse_backoff
+from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
+from asyncqueue.task import CoroutineTask, Decorator, FunctionTask, Task, make_signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The open parts of a server in one event loop."""
+
+    broker: Broker
+    backend: Backend | None
+    settlement: Settlement
+    publisher: Publisher
+    eager: EagerRunner | None
+
+
+class Server:
+    """Tasks, a broker, and a backend for results.
+
+    ``Server("sqlite:///tasks.db")`` is broker, backend and lock in one; ``broker=``, ``backend=`` and ``lock=`` say
+    them apart, as URLs or as drivers of your own. ``backend="null"`` keeps no results. Everything else is
+    ``settings``. Nothing is connected before it is used; a server that is used in another event loop or another
+    process connects anew there. Raises ``ConfigError`` for what cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        broker: str | Broker | None = None,
+        backend: str | Backend | None = None,
+        lock: str | Lock | None = None,
+        settings: Settings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self.clock = clock
+        self.events = Events()
+        self.registry = Registry()
+        self.middlewares: list[Middleware] = []
+        self._publish_hooks: list[PublishHook] = []
+        self.patience = Patience(self.events, clock)
+        self.settings = settings or Settings()
+        self.reload_path: Path | None = None
+        self._settings_listeners: list[Callable[[Settings], None]] = []
+        self._rules = _rules_of(self.settings)
+        self._own_broker = broker if not isinstance(broker, str) else None
+        self._own_backend = backend if not isinstance(backend, str) else None
+        self._own_lock = lock if not isinstance(lock, str) else None
+        self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
+        urls.check(self._broker_url, self._backend_url, self._lock_url)
+        self._connected: Connected | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._opening: asyncio.Lock | None = None
+        self._lock: Lock | None = None
+        self._closing = AsyncExitStack()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        """A server as ``settings`` describe it. Raises ``ConfigError``."""
+        return cls(settings=settings)
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], *, reload: bool = False) -> Self:
+        """A server as a YAML file describes it, with Machinery's key names.
+
+        With ``reload``, a worker of this server looks at the file every ten seconds and takes up what can be taken up
+        while it runs. Raises ``ConfigError``.
+        """
+        server = cls.from_settings(from_yaml(path))
+        server.reload_path = Path(path) if reload else None
+        return server
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """A server as environment variables describe it, with Machinery's names. Raises ``ConfigError``."""
+        return cls.from_settings(from_env(environ))
+
+    def __repr__(self) -> str:
+        return f"<Server {self.broker_address} with {len(self.registry.names())} tasks>"
+
+    async def __aenter__(self) -> Self:
+        await self.connected()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # — tasks —
+
+    @overload
+    def task(  # type: ignore[overload-overlap]  # a coroutine function is a function too; the first match wins
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> FunctionTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        retries: int = 0,
+        retry_on: tuple[type[BaseException], ...] | type[BaseException] = (Exception,),
+        backoff: Backoff | str = fibonacci,
+        timeout: float | None = None,
+        retry_later_limit: int | None = None,
+        priority: int = 0,
+        ignore_when_not_registered: bool = False,
+        stop_task_deletion_on_error: bool = False,
+    ) -> Decorator: ...
+    def task(self, function: Any = None, /, **options: Any) -> Any:
+        """Register a function as a task; ``@server.task`` or ``@server.task(retries=5, timeout=30)``.
+
+        ``name`` is the function's own name unless said otherwise. ``retries`` is how often a run that raised one of
+        ``retry_on`` is repeated, after waits (seconds) that ``backoff`` decides: Machinery's Fibonacci numbers, or a
+        name such as ``"exponential"`` or ``"fixed:5"``. ``timeout`` is the time limit of one run in seconds.
+        ``retry_later_limit`` caps the runs of a task that raises ``RetryTaskLater``. Raises ``ConfigError``.
+        """
+
+        def decorate(each: Callable[..., Any]) -> Any:
+            name = str(options.get("name") or getattr(each, "__name__", ""))
+            rest = {option: value for option, value in options.items() if option != "name"}
+            return self.register_task(name, each, **rest)
+
+        return decorate if function is None else decorate(function)
+
+    def register_task(self, name: str, function: Callable[P, Any], **options: Any) -> Task[P, Any]:
+        """Register a function under a name, with the options of ``task``. Registering a name again replaces it.
+
+        Raises ``ConfigError`` where the function cannot be a task.
+        """
+        registered = register(name, function, _options(name, options))
+        self.registry.add(registered)
+        kind = CoroutineTask if registered.is_async else FunctionTask
+        return kind(function, registered, self, {})
+
+    def register_tasks(self, tasks: Mapping[str, Callable[..., Any]]) -> None:
+        """Register several functions by name: all of them, or none if one cannot be a task (``ConfigError``)."""
+        ready = [register(name, function, TaskOptions()) for name, function in tasks.items()]
+        for registered in ready:
+            self.registry.add(registered)
+
+    def is_task_registered(self, name: str) -> bool:
+        """Whether a task of that name is registered here."""
+        return self.registry.find(name) is not None
+
+    def registered_task_names(self) -> Sequence[str]:
+        """The names of the tasks registered here, sorted."""
+        return self.registry.names()
+
+    def add_middleware(self, middleware: Middleware) -> None:
+        """Wrap every run of every worker of this server; the first one added is the outermost."""
+        self.middlewares.append(middleware)
+
+    def before_publish(self, hook: PublishHook) -> PublishHook:
+        """Call ``hook`` with every signature before it is sent (usable as a decorator); it may return another one."""
+        self._publish_hooks.append(hook)
+        return hook
+
+    # — sending —
+
+    @overload
+    async def send_task(self, task: TaskSignature[R], /) -> AsyncResult[R]: ...
+    @overload
+    async def send_task(self, task: Signature, /) -> AsyncResult[Any]: ...
+    @overload
+    async def send_task(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]: ...
+    @overload
+    async def send_task(self, task: str, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]: ...
+    async def send_task(self, task: Signature | Task[Any, Any] | str, /, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Send one task: a signature, a task with its arguments, or a name with arguments.
+
+        Returns when the broker has it. Raises ``ArgumentError`` (also for a name that is registered here and
+        arguments that do not fit it), ``MessageTooLarge``, ``Refused``, ``Unavailable``, and ``PublishUnknown`` when
+        the broker went away and may have it: sending the same signature again is safe.
+        """
+        signature = self._signature(task, args, kwargs)
+        (result,) = await self.send_many([signature])
+        return result
+
+    async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]:
+        """Send many signatures in as few round trips as can be; results in the same order.
+
+        All are checked before the first one is sent. Raises as ``send_task`` does.
+        """
+        connected = await self.connected()
+        sent = await connected.publisher.send(list(signatures))
+        if connected.eager is not None:
+            await connected.eager.run()
+        return [self._result(signature.uuid, signature) for signature in sent]
+
+    def result(self, task_id: str) -> AsyncResult[Any]:
+        """A handle on a task that was sent elsewhere or before, by its UUID."""
+        return self._result(task_id, None)
+
+    # — looking —
+
+    async def get_pending_tasks(self, queue: str | None = None, limit: int = 1_000) -> list[Signature]:
+        """Signatures that wait in a queue (the default queue unless said otherwise), next first.
+
+        What is no signature is left out. Raises ``Refused`` where the broker cannot be looked into.
+        """
+        inspector = await self.inspector()
+        return _readable(await inspector.peek(queue or self.settings.default_queue, limit))
+
+    async def get_delayed_tasks(self, limit: int = 1_000) -> list[Signature]:
+        """Signatures that are not due yet, of all queues, soonest first. Raises as ``get_pending_tasks`` does."""
+        inspector = await self.inspector()
+        return _readable([body for _, body in await inspector.delayed(limit)])
+
+    async def queues(self) -> list[QueueDepth]:
+        """How much is in each queue the broker can see. Raises ``Refused`` where it cannot be looked into."""
+        inspector = await self.inspector()
+        names = {*await inspector.queues(), self.settings.default_queue}
+        return [await inspector.depth(name) for name in sorted(names)]
+
+    async def purge(self, queue: str | None = None) -> int:
+        """Drop what waits in a queue; returns how many. What workers hold, and what is delayed, stays."""
+        inspector = await self.inspector()
+        return await inspector.purge(queue or self.settings.default_queue)
+
+    async def dead(self, queue: str | None = None, limit: int = 100, offset: int = 0) -> Sequence[Dead]:
+        """Entries of a queue's dead letter, oldest first."""
+        inspector = await self.inspector()
+        return await inspector.dead(queue or self.settings.default_queue, limit, offset)
+
+    async def requeue_dead(self, ids: Sequence[str] | None = None, queue: str | None = None) -> int:
+        """Put dead entries (all of them, unless ``ids`` are given) back into their queue; returns how many.
+
+        They run again, as new messages, although their state was FAILURE: it becomes PENDING first.
+        """
+        queue = queue or self.settings.default_queue
+        connected = await self.connected()
+        inspector = await self.inspector()
+        count = 0
+        for entry in await _all_dead(inspector, queue):
+            if ids is not None and entry.id not in ids:
+                continue
+            signatures = _readable([entry.body])
+            if connected.backend is not None and signatures:
+                await connected.backend.begin([pending(signatures[0], self.clock.now_ns())])
+            count += await inspector.requeue(queue, [entry.id])
+        return count
+
+    async def drop_dead(self, ids: Sequence[str] | None = None, queue: str | None = None) -> int:
+        """Drop dead entries (all of them, unless ``ids`` are given) for good; returns how many."""
+        queue = queue or self.settings.default_queue
+        inspector = await self.inspector()
+        known = [entry.id for entry in await _all_dead(inspector, queue)]
+        chosen = [each for each in known if ids is None or each in ids]
+        return await inspector.drop(queue, chosen) if chosen else 0
+
+    async def lock(self) -> Lock | None:
+        """The lock of this server, open; None where it has none."""
+        await self.connected()
+        if self._lock is None and (self._own_lock is not None or self._lock_url):
+            lock = self._own_lock or urls.lock_for(self._lock_url, self.settings)
+            await lock.open()
+            self._closing.push_async_callback(lock.close)
+            self._lock = lock
+        return self._lock
+
+    async def inspector(self) -> Inspector:
+        """The broker, as something to look into. Raises ``Refused`` where it cannot be."""
+        broker = (await self.connected()).broker
+        if not isinstance(broker, Inspector):
+            raise Refused(f"{broker.address} cannot be looked into")
+        return broker
+
+    # — being connected —
+
+    @property
+    def broker_address(self) -> str:
+        """Where the broker is, for people; no password."""
+        return self._own_broker.address if self._own_broker is not None else redact_url(self._broker_url)
+
+    def rules(self) -> Rules:
+        """What settling and sending depend on, as the settings say now."""
+        return self._rules
+
+    async def connected(self) -> Connected:
+        """The open parts of this server, in this process and event loop; opened on first use.
+
+        Raises ``Unavailable`` (naming host and port or file), ``Refused`` or ``ConfigError``.
+        """
+        home = (os.getpid(), asyncio.get_running_loop())
+        if self._connected is not None and self._home == home:
+            return self._connected
+        if self._home != home:
+            self._home, self._connected, self._opening = home, None, asyncio.Lock()
+            self._closing, self._lock = AsyncExitStack(), None
+        assert self._opening is not None
+        async with self._opening:
+            if self._connected is None:
+                self._connected = await self._connect()
+            return self._connected
+
+    async def close(self) -> None:
+        """Wait for sends that are under way and let go of the services. A later use opens them again."""
+        connected, self._connected = self._connected, None
+        if connected is not None:
+            await connected.publisher.close()
+            await self._closing.aclose()
+            self._closing, self._lock = AsyncExitStack(), None
+
+    def reloader(self, path: str | os.PathLike[str]) -> Reloader:
+        """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
+        return Reloader(path, self.settings, self._apply)
+
+    def on_settings(self, listener: Callable[[Settings], None]) -> None:
+        """Call ``listener`` whenever settings were reloaded."""
+        self._settings_listeners.append(listener)
+
+    def off_settings(self, listener: Callable[[Settings], None]) -> None:
+        """Call ``listener`` no more."""
+        self._settings_listeners.remove(listener)
+
+    async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
+        self.settings = settings
+        self._rules = _rules_of(settings)
+        if self._connected is not None:
+            _retune(self._connected, settings)
+        for listener in self._settings_listeners:
+            listener(settings)
+
+    def _urls(self, url: str | None, broker: object, backend: object, lock: object) -> tuple[str, str, str]:
+        """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
+        said = self.settings.model_fields_set
+        broker_url = broker if isinstance(broker, str) else url or self.settings.broker
+        if isinstance(backend, str):
+            backend_url = backend
+        elif url is None and "result_backend" in said:
+            backend_url = self.settings.result_backend
+        else:
+            backend_url = urls.NULL if self._own_broker is not None else broker_url
+        lock_url = lock if isinstance(lock, str) else (url or self.settings.lock or broker_url)
+        return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
+
+    async def _connect(self) -> Connected:
+        async with AsyncExitStack() as stack:
+            broker, backend = self._stores()
+            await broker.open()
+            stack.push_async_callback(broker.close)
+            if backend is not None:
+                await backend.open()
+                stack.push_async_callback(backend.close)
+            settlement = await settlement_of(broker, backend)
+            eager = None
+            if urls.scheme_of(self._broker_url) == urls.EAGER and self._own_broker is None:
+                settlement = EagerSettlement(settlement)
+                threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
+                eager = self._eager_runner(broker, backend, settlement, threads)
+            publisher = Publisher(
+                self.registry,
+                settlement,
+                clock=self.clock,
+                patience=self.patience,
+                rules=self.rules,
+                timeout=lambda: self.settings.publish_timeout,
+                address=broker.address,
+                max_batch=broker.capabilities.max_batch,
+                hooks=self._publish_hooks,
+            )
+            self._closing = stack.pop_all()
+        return Connected(broker, backend, settlement, publisher, eager)
+
+    def _stores(self) -> tuple[Broker, Backend | None]:
+        if self._own_broker is None and urls.scheme_of(self._broker_url) == urls.EAGER:
+            return urls.eager_stores(self.settings)
+        broker = self._own_broker or urls.broker_for(self._broker_url, self.settings)
+        if self._own_backend is not None:
+            return broker, self._own_backend
+        if urls.scheme_of(self._backend_url) == urls.NULL:
+            return broker, None
+        return broker, urls.backend_for(self._backend_url, self.settings)
+
+    def _eager_runner(
+        self, broker: Broker, backend: Backend | None, settlement: Settlement, threads: ThreadPoolExecutor
+    ) -> EagerRunner:
+        def rules() -> Rules:
+            return replace(self.rules(), unknown_task_after=0.0)  # nobody else will ever know the task
+
+        execution = Execution(
+            self.registry,
+            backend,
+            clock=self.clock,
+            events=self.events,
+            patience=self.patience,
+            rules=rules,
+            max_deliveries=lambda: self.settings.worker.max_deliveries,
+            longest_delay=broker.capabilities.max_delay,
+            threads=threads,
+            middlewares=self.middlewares,
+        )
+        return EagerRunner(broker, execution, settlement, clock=self.clock, rules=rules)
+
+    def _signature(
+        self, task: Signature | Task[Any, Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Signature:
+        if isinstance(task, Signature):
+            if args or kwargs:
+                raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
+            return task
+        if isinstance(task, Task):
+            return task.s(*args, **kwargs)
+        registered = self.registry.find(task)
+        if registered is not None:
+            wire_args, by_name = registered.arguments(args, kwargs)
+            return make_signature(registered, wire_args, by_name, {}, self.clock)
+        named = tuple(
+            arg.model_copy(update={"name": name})
+            for name, arg in zip(kwargs, untyped_args(tuple(kwargs.values())), strict=True)
+        )
+        headers = {KEYWORDS_HEADER: "1"} if named else None
+        return Signature(name=task, args=(*untyped_args(args), *named), headers=headers)
+
+    def _result(self, task_id: str, signature: Signature | None) -> AsyncResult[Any]:
+        async def backend() -> Backend | None:
+            return (await self.connected()).backend
+
+        registered = self.registry.find(signature.name) if signature is not None else None
+        value_of = registered.value_of if registered is not None else untyped_value_of
+        return AsyncResult(task_id, backend, value_of, signature=signature)
+
+
+def _options(name: str, options: dict[str, Any]) -> TaskOptions:
+    """The options of a task, checked. Raises ``ConfigError`` that names the task and the option."""
+    retry_on = options.get("retry_on", (Exception,))
+    checked = {
+        **options,
+        "retry_on": retry_on if isinstance(retry_on, tuple) else (retry_on,),
+        "backoff": parse_backoff(options["backoff"])
+        if isinstance(options.get("backoff"), str)
+        else options.get("backoff", fibonacci),
+    }
+    try:
+        made = TaskOptions(**checked)
+    except TypeError as exc:
+        raise ConfigError(f"task {name!r}: {exc}") from None
+    for option, value in (("retries", made.retries), ("priority", made.priority)):
+        if value < 0:
+            raise ConfigError(f"task {name!r}: {option} must be 0 or more, not {value}")
+    if made.timeout is not None and made.timeout <= 0:
+        raise ConfigError(f"task {name!r}: timeout must be more than 0 seconds, not {made.timeout}")
+    if made.priority > MAX_PRIORITY:
+        raise ConfigError(f"task {name!r}: priority must be at most {MAX_PRIORITY}, not {made.priority}")
+    problem = names.queue_problem(made.queue) if made.queue else None
+    if problem:
+        raise ConfigError(f"task {name!r}: {problem}")
+    return made
+
+
+def _rules_of(settings: Settings) -> Rules:
+    limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
+    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits)
+
+
+def _retune(connected: Connected, settings: Settings) -> None:
+    """Hand the open stores what they take up at once."""
+    if connected.backend is not None:
+        connected.backend.results_expire_in = settings.results_expire_in
+    if isinstance(connected.broker, Polling):
+        connected.broker.normal_poll = settings.redis.normal_tasks_poll_period / 1_000
+        connected.broker.delayed_poll = settings.redis.delayed_tasks_poll_period / 1_000
+
+
+def _readable(bodies: Iterable[bytes]) -> list[Signature]:
+    signatures: list[Signature] = []
+    for body in bodies:
+        try:
+            signatures.append(wire.decode_signature(body))
+        except BadMessage:
+            continue  # a worker will bury it, and say so
+    return signatures
+
+
+async def _all_dead(inspector: Inspector, queue: str) -> list[Dead]:
+    found: list[Dead] = []
+    while page := await inspector.dead(queue, _PAGE, len(found)):
+        found.extend(page)
+    return found
+
+
+_PAGE = 500

@@ -1,0 +1,167 @@
+"""URLs to drivers. A driver is named by a string and imported when a URL asks for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, cast
+
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Broker
+from asyncqueue.config.settings import Settings
+from asyncqueue.errors import ConfigError
+from asyncqueue.locks.base import Lock
+from asyncqueue.redact import redact_url
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """Where the classes of a scheme are, and the extra that brings their client library."""
+
+    broker: str | None
+    backend: str | None
+    lock: str | None
+    extra: str | None = None
+
+
+_REDIS = Driver(
+    "asyncqueue.brokers.redis:RedisBroker", "asyncqueue.backends.redis:RedisBackend", "asyncqueue.locks.redis:RedisLock"
+)
+_SQLITE = Driver(
+    "asyncqueue.brokers.sqlite:SqliteBroker",
+    "asyncqueue.backends.sqlite:SqliteBackend",
+    "asyncqueue.locks.sqlite:SqliteLock",
+)
+_MEMORY = Driver(
+    "asyncqueue.brokers.memory:MemoryBroker",
+    "asyncqueue.backends.memory:MemoryBackend",
+    "asyncqueue.locks.memory:MemoryLock",
+)
+
+DRIVERS: Mapping[str, Driver] = {
+    "sqlite": _SQLITE,
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "redis+socket": _REDIS,
+    "memory": _MEMORY,
+    "eager": _MEMORY,
+}
+"""Every scheme that this version knows."""
+
+
+EAGER = "eager"
+"""The scheme of a server that runs tasks as they are sent."""
+
+NULL = "null"
+"""The result backend that keeps nothing: sending works, asking for a result is an error."""
+
+
+def scheme_of(url: str) -> str:
+    """The scheme of a URL; a bare ``eager`` or ``memory`` is one too."""
+    return url.partition(":")[0].lower() if ":" in url else url.lower()
+
+
+def check(broker: str, backend: str, lock: str) -> None:
+    """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be."""
+    for kind, url in (("broker", broker), ("result backend", backend), ("lock", lock)):
+        if not (kind == "lock" and not url) and not (kind == "result backend" and scheme_of(url) == NULL):
+            _known(kind, url)
+
+
+def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
+    """Broker and backend of an eager server: a memory store of its own."""
+    store = importlib.import_module("asyncqueue.connections.memory").MemoryStore()
+    broker = _load("broker", EAGER, _MEMORY.broker)(store)
+    backend = _load("result backend", EAGER, _MEMORY.backend)(store, results_expire_in=settings.results_expire_in)
+    return broker, backend
+
+
+def broker_for(url: str, settings: Settings) -> Broker:
+    """The broker that a URL names, not yet open. Raises ``ConfigError``."""
+    scheme = scheme_of(url)
+    made = _load("broker", url, _known("broker", url).broker)
+    match scheme:
+        case "redis" | "rediss" | "redis+socket":
+            redis = settings.redis
+            return cast(
+                Broker,
+                made(
+                    url,
+                    lease=settings.worker.lease,
+                    delayed_tasks_key=redis.delayed_tasks_key or "delayed_tasks",
+                    normal_poll=redis.normal_tasks_poll_period / 1_000,
+                    delayed_poll=redis.delayed_tasks_poll_period / 1_000,
+                    **_redis_options(settings),
+                ),
+            )
+        case "sqlite":
+            return cast(Broker, made(url, lease=settings.worker.lease))
+        case _:
+            return cast(Broker, made(_memory_store(url)))
+
+
+def backend_for(url: str, settings: Settings) -> Backend:
+    """The backend that a URL names, not yet open. Raises ``ConfigError``."""
+    made = _load("result backend", url, _known("result backend", url).backend)
+    keep = settings.results_expire_in
+    match scheme_of(url):
+        case "redis" | "rediss" | "redis+socket":
+            return cast(Backend, made(url, results_expire_in=keep, **_redis_options(settings)))
+        case "sqlite":
+            return cast(Backend, made(url, results_expire_in=keep))
+        case _:
+            return cast(Backend, made(_memory_store(url), results_expire_in=keep))
+
+
+def lock_for(url: str, settings: Settings) -> Lock:
+    """The lock that a URL names, not yet open. Raises ``ConfigError``."""
+    made = _load("lock", url, _known("lock", url).lock)
+    match scheme_of(url):
+        case "redis" | "rediss" | "redis+socket":
+            return cast(Lock, made(url, **_redis_options(settings)))
+        case "sqlite":
+            return cast(Lock, made(url))
+        case _:
+            return cast(Lock, made(_memory_store(url)))
+
+
+def _redis_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "connect_timeout": settings.redis.connect_timeout,
+        "client_name": settings.redis.client_name,
+        "tls": settings.tls,
+    }
+
+
+def _memory_store(url: str) -> Any:
+    """The store of that name in this process: every ``memory://`` URL of one name is one store."""
+    name = url.partition("://")[2].strip("/")
+    return importlib.import_module("asyncqueue.connections.memory").named(name)
+
+
+def _known(kind: str, url: str) -> Driver:
+    scheme = scheme_of(url)
+    driver = DRIVERS.get(scheme)
+    if driver is not None:
+        return driver
+    near = get_close_matches(scheme, DRIVERS, n=1)
+    hint = f"; did you mean {near[0]}://" if near else ""
+    known = ", ".join(f"{each}://" for each in DRIVERS)
+    raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint}. Known schemes: {known}")
+
+
+def _load(kind: str, url: str, target: str | None) -> Any:
+    driver = DRIVERS[scheme_of(url)]
+    if target is None:
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}")
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if driver.extra is None or (exc.name or "").startswith("asyncqueue"):
+            raise
+        raise ConfigError(
+            f"{kind} URL {redact_url(url)!r} needs {exc.name}: install asyncqueue[{driver.extra}]"
+        ) from exc

@@ -1,0 +1,277 @@
+"""A worker: the consumer of some queues, started and stopped with a process or inside an application."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Self
+
+from asyncqueue.config import Settings
+from asyncqueue.engine.consumer import Consumer, slots_for
+from asyncqueue.engine.events import Event, TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping
+from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.middleware import Middleware, TaskHook, before_and_after, finished
+from asyncqueue.engine.slots import Slots
+from asyncqueue.errors import ConfigError
+from asyncqueue.server import Server
+
+_SETTLE_AFTER_CANCEL = 5.0
+_MOST_THREADS = 1_000
+
+ErrorHook = Callable[[TaskFailed], None]
+"""Called with every task that ended in failure."""
+
+ConsumeGate = Callable[["Worker"], object]
+"""Asked before each fetch; may be a coroutine function. False: not now."""
+
+
+class Worker:
+    """Runs the tasks of a server.
+
+    ``queues`` are fetched from side by side (the default queue unless said otherwise). ``concurrency`` is how many
+    tasks run at once: 1 is one after the other, 0 unlimited within ``settings.worker.prefetch``. ``grace`` is how
+    long (seconds) a stop waits for running tasks before it cancels them and gives them back.
+
+    ``async with Worker(server):`` runs it inside an application; ``await worker.run()`` is a whole process, with
+    SIGTERM and SIGINT unless ``settings.no_unix_signals`` is set. A worker runs once; make another one to run again.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        queues: str | Sequence[str] | None = None,
+        concurrency: int | None = None,
+        grace: float | None = None,
+    ) -> None:
+        settings = server.settings
+        chosen = (queues,) if isinstance(queues, str) else tuple(queues or settings.worker.queues)
+        self.server = server
+        self.queues: tuple[str, ...] = chosen or (settings.default_queue,)
+        self._own_concurrency = concurrency
+        self._own_grace = grace
+        if concurrency is not None and concurrency < 0:
+            raise ConfigError(f"concurrency must be 0 (unlimited) or more, not {concurrency}")
+        if len(set(self.queues)) != len(self.queues):
+            raise ConfigError(f"a queue is named twice: {', '.join(self.queues)}")
+        self._before: list[TaskHook] = []
+        self._after: list[TaskHook] = []
+        self._gate: ConsumeGate | None = None
+        self._consumer: Consumer | None = None
+        self._slots: Slots | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks run at once; 0: unlimited within the prefetch bound."""
+        return self.server.settings.worker.concurrency if self._own_concurrency is None else self._own_concurrency
+
+    @property
+    def grace(self) -> float:
+        """How long (seconds) a stop waits for running tasks."""
+        return self.server.settings.worker.grace if self._own_grace is None else self._own_grace
+
+    @property
+    def running(self) -> int:
+        """How many tasks run now."""
+        return self._consumer.running if self._consumer is not None else 0
+
+    @property
+    def stuck(self) -> Sequence[str]:
+        """UUIDs of tasks that were given up and whose threads go on."""
+        return self._consumer.stuck if self._consumer is not None else ()
+
+    # — hooks —
+
+    def pre_task(self, hook: TaskHook) -> TaskHook:
+        """Call ``hook`` with the context before every run (usable as a decorator)."""
+        self._before.append(hook)
+        return hook
+
+    def post_task(self, hook: TaskHook) -> TaskHook:
+        """Call ``hook`` with the context after every run, on success and failure alike (usable as a decorator)."""
+        self._after.append(hook)
+        return hook
+
+    def on_error(self, hook: ErrorHook) -> ErrorHook:
+        """Call ``hook`` with every task that ended in failure (usable as a decorator)."""
+
+        def listen(event: Event) -> None:
+            if isinstance(event, TaskFailed):
+                hook(event)
+
+        self.server.events.listen(listen)
+        return hook
+
+    def pre_consume(self, gate: ConsumeGate) -> ConsumeGate:
+        """Ask ``gate`` before each fetch (usable as a decorator); while it says False, nothing is fetched."""
+        self._gate = gate
+        return gate
+
+    # — running —
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Begin to work in the background; returns when the stores answer and fetching begins.
+
+        Raises ``Unavailable``, ``Refused`` or ``ConfigError``.
+        """
+        if self._task is not None:
+            raise ConfigError("this worker was started already: make another one")
+        await self.server.connected()
+        self._task = asyncio.create_task(self._work(), name="asyncqueue-worker")
+        started = asyncio.create_task(self._started.wait())
+        await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if self._task.done():
+            await self._task
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop fetching, give back what was not begun, wait ``grace`` seconds for what runs, cancel and give back the
+        rest. Returns when the worker has ended. Twice is no harm."""
+        if self._task is None:
+            return
+        if grace is not None:
+            self._own_grace = grace
+        self._stop_asked.set()
+        await self._task
+
+    def stop_at_once(self) -> None:
+        """End a stop's grace time now: what runs is cancelled and given back."""
+        self._stop_asked.set()
+        self._hurry.set()
+
+    async def run(self, *, burst: bool = False) -> int:
+        """Work until a signal or ``stop``; the exit code: 0, or 1 when a task could not be ended.
+
+        The first SIGTERM or SIGINT stops gracefully, a second one at once. With ``burst``, it ends when all queues
+        are empty and nothing runs. Raises as ``start`` does.
+        """
+        with self._signals():
+            await self.start()
+            assert self._task is not None
+            assert self._consumer is not None
+            if burst:
+                idle = asyncio.create_task(self._consumer.all_idle())
+                await asyncio.wait({idle, self._task}, return_when=asyncio.FIRST_COMPLETED)
+                idle.cancel()
+                self._stop_asked.set()
+            await self._task
+        return 1 if self.stuck else 0
+
+    async def _work(self) -> None:
+        server = self.server
+        connected = await server.connected()
+        self._slots = slots_for(self.concurrency, server.settings.worker.prefetch)
+        server.on_settings(self._resize)
+        consumer = self._consumer = Consumer(
+            connected.broker,
+            connected.backend,
+            connected.settlement,
+            self.queues,
+            slots=self._slots,
+            clock=server.clock,
+            events=server.events,
+            patience=server.patience,
+            rules=server.rules,
+            may_consume=self._may_consume if self._gate is not None else None,
+        )
+        threads = ThreadPoolExecutor(self._thread_count(server.settings), thread_name_prefix="asyncqueue-task")
+        execution = Execution(
+            server.registry,
+            connected.backend,
+            clock=server.clock,
+            events=server.events,
+            patience=server.patience,
+            rules=server.rules,
+            max_deliveries=lambda: server.settings.worker.max_deliveries,
+            longest_delay=connected.broker.capabilities.max_delay,
+            threads=threads,
+            middlewares=self._middlewares(),
+            started=consumer.started,
+            left_running=consumer.left_running,
+        )
+        server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
+        reloading = self._reload()
+        self._started.set()
+        try:
+            consuming = asyncio.create_task(consumer.run(execution), name="asyncqueue-consumer")
+            asked = asyncio.create_task(self._stop_asked.wait())
+            await asyncio.wait({consuming, asked}, return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            await self._end(consumer, consuming)
+        finally:
+            if reloading is not None:
+                reloading.cancel()
+            server.off_settings(self._resize)
+            threads.shutdown(wait=False, cancel_futures=True)
+            server.events.emit(WorkerStopped(tuple(consumer.stuck)))
+
+    async def _end(self, consumer: Consumer, consuming: asyncio.Task[None]) -> None:
+        """Stop in order: fetch no more, let run for a while, cancel, settle."""
+        self.server.events.emit(WorkerStopping(consumer.running, self.grace))
+        consumer.stop()
+        hurry = asyncio.create_task(self._hurry.wait())
+        try:
+            await asyncio.wait({consuming, hurry}, timeout=self.grace, return_when=asyncio.FIRST_COMPLETED)
+            if not consuming.done():
+                consumer.cancel_running()
+                await asyncio.wait({consuming}, timeout=0.5 if self._hurry.is_set() else _SETTLE_AFTER_CANCEL)
+            if not consuming.done():
+                consuming.cancel()  # the stores are away, or a task does not let itself be cancelled
+            with suppress(asyncio.CancelledError):  # we cancelled it, just above
+                await consuming
+        finally:
+            hurry.cancel()
+
+    async def _may_consume(self) -> bool:
+        assert self._gate is not None
+        return bool(await finished(self._gate(self)))
+
+    def _middlewares(self) -> Sequence[Middleware]:
+        hooks = (before_and_after(self._before, self._after),) if self._before or self._after else ()
+        return (*self.server.middlewares, *hooks)
+
+    def _thread_count(self, settings: Settings) -> int:
+        return settings.worker.thread_limit or min(_MOST_THREADS, max(1, slots_for(self.concurrency, 64).total))
+
+    def _resize(self, settings: Settings) -> None:
+        if self._slots is not None and self._own_concurrency is None:
+            self._slots.resize(slots_for(settings.worker.concurrency, settings.worker.prefetch).total)
+
+    def _reload(self) -> asyncio.Task[None] | None:
+        path = self.server.reload_path
+        return asyncio.create_task(self.server.reloader(path).run()) if path is not None else None
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if self.server.settings.no_unix_signals:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for each in handled:
+            loop.add_signal_handler(each, self._on_signal)
+        try:
+            yield
+        finally:
+            for each in handled:
+                loop.remove_signal_handler(each)
+
+    def _on_signal(self) -> None:
+        if self._stop_asked.is_set():
+            self.stop_at_once()
+        else:
+            self._stop_asked.set()
