@@ -47,6 +47,7 @@ LIBRARIES = {
     "click": "cli.",
     "uvloop": "cli. worker",
     "pytest": "testing.",
+    "pytest_asyncio": "testing.",
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
     "hiredis": "connections.redis",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
