@@ -396,10 +396,12 @@ _NEGATIVE_ZERO = re.compile(rb"-0[\s,\]}]")  # within a string too, which does n
 def _fast(model: type[M], data: bytes, limits: Limits) -> M | None:
     """The model by pydantic's compiled validator, where it reads as Go does; None where it might not.
 
-    It refuses unknown keys, whose case may differ from a known one, null for a scalar, trailing bytes, a depth over
-    ``_FAST_DEPTH``: what of this Go takes, the slow way decides.
+    It refuses unknown keys (which may be known ones in another case), null for a plain value, trailing bytes, a depth
+    over ``_FAST_DEPTH``; what of this Go takes, the slow way decides. It takes NaN and Infinity, which are no JSON.
     """
     if limits.max_depth < _FAST_DEPTH or limits.max_integer_digits < _FAST_DIGITS:
+        return None
+    if b"NaN" in data or b"Infinity" in data:
         return None
     try:
         return model.__pydantic_validator__.validate_json(  # type: ignore[no-any-return]  # pydantic says Any here
@@ -584,7 +586,7 @@ def _moment_in(value: Any) -> int:
     try:
         return rfc3339.parse(_text_in(value))
     except ValueError:
-        raise _Misfit(value, "a time in RFC 3339 with a zone") from None
+        raise _Misfit(value, "a time of the years 1 to 9999 in RFC 3339 with a zone") from None
 
 
 def _state_name_in(value: Any) -> State:

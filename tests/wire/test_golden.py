@@ -117,19 +117,21 @@ def _with_python_values(signature: Signature) -> Signature:
 
 # — reflect vectors —
 
-ODDITIES = frozenset({
-    # anything without elements is an empty slice to Go; we want null or a list
-    *(
-        f'{{"Type":"[]{name}","Value":{empty}}}'
-        for name in ("bool", "int", "int8", "int64", "float32", "float64", "string")
-        for empty in ('""', "{}")
-    ),
-    *(f'{{"Type":"[]{name}","Value":{{}}}}' for name in ("uint8", "byte", "uint64")),
-    # and a number is its own text to it, if bytes are wanted
-    *(f'{{"Type":"[]{name}","Value":1}}' for name in ("uint8", "byte", "uint64")),
-    # an infinite float32 cannot be written as JSON again
-    '{"Type":"float32","Value":3.5e38}',
-})
+ODDITIES = frozenset(
+    {
+        # anything without elements is an empty slice to Go; we want null or a list
+        *(
+            f'{{"Type":"[]{name}","Value":{empty}}}'
+            for name in ("bool", "int", "int8", "int64", "float32", "float64", "string")
+            for empty in ('""', "{}")
+        ),
+        *(f'{{"Type":"[]{name}","Value":{{}}}}' for name in ("uint8", "byte", "uint64")),
+        # and a number is its own text to it, if bytes are wanted
+        *(f'{{"Type":"[]{name}","Value":1}}' for name in ("uint8", "byte", "uint64")),
+        # an infinite float32 cannot be written as JSON again
+        '{"Type":"float32","Value":3.5e38}',
+    }
+)
 """What Go takes by accident and we refuse."""
 
 
@@ -171,9 +173,7 @@ def _assert_refused(vector: Vector) -> None:
 
 def _assert_accepted(vector: Vector) -> None:
     value = _decoded(vector)
-    again = Signature(
-        name="n", args=(Arg(type=vector.go_type, value=arguments.encode(vector.go_type, value)),)
-    )
+    again = Signature(name="n", args=(Arg(type=vector.go_type, value=arguments.encode(vector.go_type, value)),))
     assert f'"Value":{vector.encoded}}}],"Headers"' in wire.encode_signature(again).decode(), vector.arg
 
 
