@@ -346,7 +346,7 @@ class Server:
 
     def reloader(self, path: str | os.PathLike[str]) -> Reloader:
         """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
-        return Reloader(path, self.settings, self._apply)
+        return Reloader(path, self.settings, self._apply, environ={})  # as from_yaml reads it: the file alone
 
     def on_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` whenever settings were reloaded."""

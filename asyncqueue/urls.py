@@ -11,6 +11,7 @@ from typing import Any, cast
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker
 from asyncqueue.config.settings import Settings
+from asyncqueue.connections.tls import tls_context
 from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
@@ -50,6 +51,9 @@ DRIVERS: Mapping[str, Driver] = {
 }
 """Every scheme that this version knows."""
 
+
+_LONG = 86_400.0
+"""Seconds that stand for "no limit" where a driver wants a number."""
 
 EAGER = "eager"
 """The scheme of a server that runs tasks as they are sent."""
@@ -93,7 +97,7 @@ def broker_for(url: str, settings: Settings) -> Broker:
                     delayed_tasks_key=redis.delayed_tasks_key or "delayed_tasks",
                     normal_poll=redis.normal_tasks_poll_period / 1_000,
                     delayed_poll=redis.delayed_tasks_poll_period / 1_000,
-                    **_redis_options(settings),
+                    **_redis_options(url, settings),
                 ),
             )
         case "sqlite":
@@ -108,7 +112,7 @@ def backend_for(url: str, settings: Settings) -> Backend:
     keep = settings.results_expire_in
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
-            return cast(Backend, made(url, results_expire_in=keep, **_redis_options(settings)))
+            return cast(Backend, made(url, results_expire_in=keep, **_redis_options(url, settings)))
         case "sqlite":
             return cast(Backend, made(url, results_expire_in=keep))
         case _:
@@ -120,18 +124,22 @@ def lock_for(url: str, settings: Settings) -> Lock:
     made = _load("lock", url, _known("lock", url).lock)
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
-            return cast(Lock, made(url, **_redis_options(settings)))
+            return cast(Lock, made(url, **_redis_options(url, settings)))
         case "sqlite":
             return cast(Lock, made(url))
         case _:
             return cast(Lock, made(_memory_store(url)))
 
 
-def _redis_options(settings: Settings) -> dict[str, Any]:
+def _redis_options(url: str, settings: Settings) -> dict[str, Any]:
+    said = settings.tls.model_dump(exclude_defaults=True)
+    if said.pop("server_name", ""):
+        raise ConfigError("tls.server_name: Redis connections verify the URL's host; name the server in the URL")
     return {
-        "connect_timeout": settings.redis.connect_timeout,
+        "connect_timeout": settings.redis.connect_timeout or _LONG,
         "client_name": settings.redis.client_name,
-        "tls": settings.tls,
+        # TLS is for the scheme to turn on; the settings only say how
+        "tls": tls_context(**said) if said and scheme_of(url) == "rediss" else None,
     }
 
 

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 class Patience:
-    """Repeats a call while it raises ``Unavailable``, with growing, jittered waits. Tells the world once, and when it is
-    over."""
+    """Repeats a call while it raises ``Unavailable``, after growing, jittered waits. Tells the world once, and at the
+    end."""
 
     def __init__(self, events: Events, clock: Clock) -> None:
         self._events = events
