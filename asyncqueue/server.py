@@ -215,9 +215,29 @@ class Server:
         arguments that do not fit it), ``MessageTooLarge``, ``Refused``, ``Unavailable``, and ``PublishUnknown`` when
         the broker went away and may have it: sending the same signature again is safe.
         """
-        signature = self._signature(task, args, kwargs)
+        signature = self.signature(task, *args, **kwargs)
         (result,) = await self.send_many([signature])
         return result
+
+    def signature(self, task: Signature | Task[Any, Any] | str, /, *args: Any, **kwargs: Any) -> Signature:
+        """What ``send_task`` with the same arguments would send: for ``send_many``, for callbacks. Raises
+        ``ArgumentError``."""
+        if isinstance(task, Signature):
+            if args or kwargs:
+                raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
+            return task
+        if isinstance(task, Task):
+            return task.s(*args, **kwargs)
+        registered = self.registry.find(task)
+        if registered is not None:
+            wire_args, by_name = registered.arguments(args, kwargs)
+            return make_signature(registered, wire_args, by_name, {}, self.clock)
+        named = tuple(
+            arg.model_copy(update={"name": name})
+            for name, arg in zip(kwargs, untyped_args(tuple(kwargs.values())), strict=True)
+        )
+        headers = {KEYWORDS_HEADER: "1"} if named else None
+        return Signature(name=task, args=(*untyped_args(args), *named), headers=headers)
 
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]:
         """Send many signatures in as few round trips as can be; results in the same order.
@@ -434,26 +454,6 @@ class Server:
             middlewares=self.middlewares,
         )
         return EagerRunner(broker, execution, settlement, clock=self.clock, rules=rules)
-
-    def _signature(
-        self, task: Signature | Task[Any, Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Signature:
-        if isinstance(task, Signature):
-            if args or kwargs:
-                raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
-            return task
-        if isinstance(task, Task):
-            return task.s(*args, **kwargs)
-        registered = self.registry.find(task)
-        if registered is not None:
-            wire_args, by_name = registered.arguments(args, kwargs)
-            return make_signature(registered, wire_args, by_name, {}, self.clock)
-        named = tuple(
-            arg.model_copy(update={"name": name})
-            for name, arg in zip(kwargs, untyped_args(tuple(kwargs.values())), strict=True)
-        )
-        headers = {KEYWORDS_HEADER: "1"} if named else None
-        return Signature(name=task, args=(*untyped_args(args), *named), headers=headers)
 
     def _result(self, task_id: str, signature: Signature | None) -> AsyncResult[Any]:
         async def backend() -> Backend | None:
