@@ -254,29 +254,42 @@ end
 return lost
 
 --@ publish
--- KEYS: delayed set, once   ARGV: how long (ms) to remember that this was done (0: not), unique, then per message:
--- "p" queue count bodies, or "d" queue due later body
+-- KEYS: delayed set, once   ARGV: how long (ms) to remember the tokens (0: there are none), unique, tokens (one line per
+-- message), then per message or run of messages: "p" queue count bodies, or "d" queue due later body
+-- A publish is repeated with the same tokens; a longer one that begins with the same token may be a repeat in part.
 local remember, unique, now = tonumber(ARGV[1]), ARGV[2], clock()
-if remember > 0 and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-local i = 3
+local tokens = '\n' .. ARGV[3]
+local before = remember > 0 and redis.call('GET', KEYS[2])
+if before == tokens then return 0 end
+local i = 4
 while i <= #ARGV do
   if not is_list_or_nothing(ARGV[i + 1]) then return wrong_key(ARGV[i + 1]) end
   i = i + (ARGV[i] == 'p' and 3 + ARGV[i + 2] or 5)
 end
-i = 3
+local is_done = {}
+for token in before and string.gmatch(ARGV[3], '([^\n]*)\n') or function() end do
+  is_done[#is_done + 1] = token ~= '' and find(before, '\n' .. token .. '\n', 1, true) ~= nil
+end
+local n = 0
+i = 4
 while i <= #ARGV do
   if ARGV[i] == 'p' then
-    local count = tonumber(ARGV[i + 2])
-    for from = i + 3, i + 2 + count, 1000 do
-      redis.call('RPUSH', ARGV[i + 1], unpack(ARGV, from, math.min(from + 999, i + 2 + count)))
+    local bodies = {}
+    for at = i + 3, i + 2 + ARGV[i + 2] do
+      n = n + 1
+      if not is_done[n] then bodies[#bodies + 1] = ARGV[at] end
     end
-    i = i + 3 + count
+    push('RPUSH', ARGV[i + 1], bodies)
+    i = i + 3 + ARGV[i + 2]
   else
-    send(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], KEYS[1], unique .. '.' .. i, now)
+    n = n + 1
+    if not is_done[n] then
+      send(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], KEYS[1], unique .. '.' .. i, now)
+    end
     i = i + 5
   end
 end
-if remember > 0 then redis.call('SET', KEYS[2], '1', 'PX', remember) end
+if remember > 0 then redis.call('SET', KEYS[2], (before or '') .. tokens, 'PX', remember) end
 return 1
 
 --@ submit

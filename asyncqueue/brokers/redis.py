@@ -13,12 +13,12 @@ import asyncio
 import re
 import secrets
 import ssl
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Self, assert_never
+from typing import Any, Self, TypeAlias, assert_never, cast
 
 from asyncqueue.brokers.base import (
     Ack,
@@ -45,7 +45,7 @@ from asyncqueue.connections.redis import (
     parse_url,
     read_scripts,
 )
-from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
+from asyncqueue.errors import AsyncQueueError, Unavailable
 from asyncqueue.rfc3339 import ZERO
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import encode_state, encode_state_around_created_at
@@ -82,6 +82,10 @@ _TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
 _FENCED, _UNTOLD = 1, 2
 
 _ROUTING_KEY = re.compile(rb'\{"UUID":"[^"\\]*","Name":"[^"\\]*","RoutingKey":"([^"\\]*)"')
+
+
+_Receipt: TypeAlias = tuple[str, int]
+"""Whose it is, and the worker's number for it."""
 
 
 @dataclass(slots=True)
@@ -206,7 +210,8 @@ class RedisBroker:
         if not messages:
             return
         token = next((message.token for message in messages if message.token), "")
-        args: list[Word] = [round(REMEMBER_TOKENS * 1000) if token else 0, secrets.token_hex(8)]
+        tokens = "".join(f"{message.token}\n" for message in messages) if token else ""
+        args: list[Word] = [round(REMEMBER_TOKENS * 1000) if token else 0, secrets.token_hex(8), tokens]
         for (queue, is_delayed), run in groupby(messages, key=lambda one: (one.queue, one.not_before is not None)):
             if is_delayed:
                 for message in run:
@@ -304,10 +309,10 @@ class RedisBroker:
             last, *pairs = rest
             worker.last = int(last)
             numbered = [(int(pairs[at]), pairs[at + 1]) for at in range(0, len(pairs), 2)]
-            return [_delivery(worker, number, value) for number, value in numbered]
+            return _deliveries(worker, numbered)
         first = worker.last + 1
         worker.last += len(rest[0])
-        return [_delivery(worker, number, value) for number, value in enumerate(rest[0], first)]
+        return _deliveries(worker, enumerate(rest[0], first))
 
     async def _wait_for_message(self, worker: _Worker, left: float) -> None:
         """Until there may be one: BLMOVE puts it where the next step finds it, whatever becomes of the reply."""
@@ -377,27 +382,29 @@ class RedisBroker:
     ) -> tuple[list[Word], list[Word]]:
         """The keys and arguments of a step: see ``redis.lua``. This is the hottest line of the driver."""
         groups: dict[tuple[str, str], int] = {} if group is None else {group: 1}
-        current = group
+        queue, worker = group or ("", "")
         items: list[Word] = []
+        add = items.extend
         for item in batch:
             delivery, state = item.delivery, item.state
-            worker, number = _receipt(delivery)
-            if current is None or current[1] != worker or current[0] != delivery.queue:
-                current = (delivery.queue, worker)
-                position = groups.setdefault(current, len(groups) + 1)
+            holder, number = cast(_Receipt, delivery.receipt)
+            if holder != worker or delivery.queue != queue:
+                queue, worker = delivery.queue, holder
+                position = groups.setdefault((queue, worker), len(groups) + 1)
                 if items or position > 1:
-                    items += ("g", position)
-            if type(item.verdict) is not Ack or item.publish or item.pending:
-                items += self._packed_at_length(item, number)
+                    add(("g", position))
+            if item.verdict.__class__ is not Ack or item.publish or item.pending:
+                add(self._packed_at_length(item, number))
             elif state is None:
-                items += ("a", number)
+                add(("a", number))
             elif state.task_name and state.created_at == ZERO and state.state is not State.PENDING:
-                items += ("s", number, state.task_uuid, *encode_state_around_created_at(state))
+                head, tail = encode_state_around_created_at(state)
+                add(("s", number, state.task_uuid, head, tail))
             else:
-                items += self._packed_at_length(item, number)
+                add(self._packed_at_length(item, number))
         keys: list[Word] = [self._delayed_key]
-        for queue, worker in groups:
-            keys += _keys(queue, worker)
+        for each in groups:
+            keys += _keys(*each)
         workers = [worker for _, worker in groups]
         unique = secrets.token_hex(8)
         return keys, [*claim, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
@@ -544,18 +551,10 @@ def _keys(queue: str, worker: str) -> tuple[str, ...]:
     )
 
 
-def _receipt(delivery: Delivery) -> tuple[str, int]:
-    match delivery.receipt:
-        case (str(worker), int(number)):
-            return worker, number
-        case _:
-            raise Refused(f"{delivery.receipt!r} is no receipt of this broker")
-
-
 def _by_worker(deliveries: Sequence[Delivery]) -> dict[tuple[str, str], list[int]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for delivery in deliveries:
-        worker, number = _receipt(delivery)
+        worker, number = cast(_Receipt, delivery.receipt)
         groups.setdefault((delivery.queue, worker), []).append(number)
     return groups
 
@@ -578,9 +577,13 @@ def _parts(value: bytes) -> tuple[bytes, bytes]:
     return head, tail
 
 
-def _delivery(worker: _Worker, number: int, value: bytes) -> Delivery:
-    attempt, _, body = value.partition(b":")
-    return Delivery(body, worker.queue, (worker.id, number), int(attempt))
+def _deliveries(worker: _Worker, numbered: Iterable[tuple[int, bytes]]) -> list[Delivery]:
+    queue, holder = worker.queue, worker.id
+    deliveries = []
+    for number, value in numbered:
+        attempt, _, body = value.partition(b":")
+        deliveries.append(Delivery(body, queue, (holder, number), int(attempt)))
+    return deliveries
 
 
 def _pairs(reply: Reply) -> Iterator[tuple[bytes, bytes]]:

@@ -7,9 +7,17 @@ local find, sub, match = string.find, string.sub, string.match
 -- Go's zero time: when it was sent is not known
 local NEVER = '0001-01-01T00:00:00Z'
 
--- the last one, since a result may be an object with a key of that name
+-- The last one, since a result may be an object with a key of that name. It stands near the end.
 local function created_at(json)
-  return match(json, '.*"CreatedAt":"([^"]*)"')
+  local last, _, to = nil, find(json, '"CreatedAt":"', math.max(1, #json - 120), true)
+  if not to then
+    _, to = find(json, '"CreatedAt":"', 1, true)
+  end
+  while to do
+    last = to + 1
+    _, to = find(json, '"CreatedAt":"', last, true)
+  end
+  return last and sub(json, last, find(json, '"', last, true) - 1)
 end
 
 -- the first one, for the same reason
