@@ -20,8 +20,8 @@ from inspect import Parameter
 from math import isfinite
 from typing import Annotated, Any, NewType, TypeAlias
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from asyncqueue.errors import ArgumentError
 
@@ -30,7 +30,9 @@ JSON = "json"
 
 BYTES = "[]byte"
 
-_MAX_DEPTH = 200  # of one json value; well below what a message may have
+# of one json value; both well below what a message may have
+_MAX_DEPTH = 200
+_LONGEST = 10**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def codec(annotation: Any) -> Codec:
         raise ArgumentError(f"{name} is not one of supported types")
     if name == JSON:
         return _json_codec(annotation)
-    plain = _native_codec(name, as_tuple=_is_tuple(annotation))
+    plain = _native_codec(name, _container(annotation))
     return _checked(plain, annotation) if _has_constraints(annotation) else plain
 
 
@@ -281,14 +283,15 @@ def _bytes(wire: Any) -> bytes:
 
 def _as_json(value: Any, depth: int = 0) -> Any:
     """Refuses what JSON cannot say; whoever has an annotation lets pydantic turn it into that first."""
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, (str, bool)):
         return value
     if depth > _MAX_DEPTH:
         raise ArgumentError(f"a json value nests deeper than {_MAX_DEPTH}")
     match value:
-        case float():
-            if isfinite(value):
-                return value
+        case int() if -_LONGEST < value < _LONGEST:
+            return value
+        case float() if isfinite(value):
+            return value
         case list() | tuple():
             return [_as_json(element, depth + 1) for element in value]
         case dict():
@@ -296,7 +299,7 @@ def _as_json(value: Any, depth: int = 0) -> Any:
                 if not isinstance(key, str):
                     raise _unfit("a json key", key, "text")
             return {key: _as_json(element, depth + 1) for key, element in value.items()}
-    raise _unfit("json", value, "None, bool, int, a finite float, str, list or dict")
+    raise _unfit("json", value, "None, bool, an int of up to 40 digits, a finite float, str, list or dict")
 
 
 def _same(value: Any) -> Any:
@@ -358,10 +361,14 @@ def _element(annotation: Any) -> Any:
             return None
 
 
-def _is_tuple(annotation: Any) -> bool:
-    while typing.get_origin(annotation) is Annotated:
-        annotation = _plain(typing.get_args(annotation)[0])
-    return typing.get_origin(annotation) is tuple
+def _container(annotation: Any) -> Callable[[Any], Any] | None:
+    """What a slice becomes in Python; None for scalars and bytes."""
+    annotation = _plain(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return _container(typing.get_args(annotation)[0])
+    if _element(annotation) is None:
+        return None
+    return tuple if typing.get_origin(annotation) is tuple else list
 
 
 def _has_constraints(annotation: Any) -> bool:
@@ -415,26 +422,28 @@ def _infer_integer(values: Sequence[int]) -> str:
 # — codecs —
 
 
-def _native_codec(name: str, *, as_tuple: bool) -> Codec:
-    kind = _kind(name)
-    own = _DECODERS[name]
+def _native_codec(name: str, container: Callable[[Any], Any] | None) -> Codec:
     to_wire = _ENCODERS[name]
-    adopt: Callable[[Any], Any] = own if not as_tuple else lambda wire: tuple(own(wire))
-
-    def decode_as(wire_name: str, wire: Any) -> Any:
-        if wire_name in (name, JSON):
-            return adopt(wire)
-        if not _fits(_kind(wire_name), kind):
-            if wire_name not in TYPE_NAMES:
-                raise ArgumentError(f"{wire_name} is not one of supported types")
-            raise ArgumentError(f"{_shown(wire)} of type {wire_name} does not fit a parameter of type {name}")
-        value = _DECODERS[wire_name](wire)
-        return adopt(list(value) if isinstance(value, bytes) and kind != "bytes" else value)
+    own = _DECODERS[name]
+    kind = "[]int" if container is not None and name == "[]uint8" else _kind(name)
 
     def encode_as(value: Any) -> tuple[str, Any]:
         return name, to_wire(value)
 
-    return Codec(name, encode_as, decode_as)
+    def decode_as(wire_name: str, wire: Any) -> Any:
+        if wire_name in (name, JSON):
+            return own(wire)
+        if (_kind(wire_name), kind) in _WIDENINGS or _kind(wire_name) == kind:
+            # the value as its sender meant it, and then once more: what fits an int64 may not fit an int8
+            value = decode(wire_name, wire)
+            return own(list(value) if isinstance(value, bytes) and kind != "bytes" else value)
+        if wire_name not in TYPE_NAMES:
+            raise ArgumentError(f"{wire_name} is not one of supported types")
+        raise ArgumentError(f"{_shown(wire)} of type {wire_name} does not fit a parameter of type {name}")
+
+    if container is None:
+        return Codec(name, encode_as, decode_as)
+    return Codec(name, encode_as, lambda wire_name, wire: container(decode_as(wire_name, wire)))
 
 
 def _kind(name: str) -> str:
@@ -444,10 +453,6 @@ def _kind(name: str) -> str:
     scalar = name.removeprefix("[]")
     common = "int" if scalar in _INTEGERS else "float" if scalar in _FLOATS else scalar
     return f"[]{common}" if name.startswith("[]") else common
-
-
-def _fits(wire: str, parameter: str) -> bool:
-    return wire == parameter or (wire, parameter) in _WIDENINGS
 
 
 _WIDENINGS = frozenset(
@@ -467,13 +472,29 @@ def _lazily(annotation: Any) -> Callable[[], TypeAdapter[Any]]:
     def adapter() -> TypeAdapter[Any]:
         if not built:
             try:
-                made = TypeAdapter(annotation, config={"ser_json_bytes": "base64", "val_json_bytes": "base64"})
-            except PydanticUserError:  # models and dataclasses bring their own configuration
-                made = TypeAdapter(annotation)
+                made = _adapter(annotation)
+            except PydanticUserError as exc:
+                raise ArgumentError(f"a {_described(annotation)} cannot travel: {exc}") from None
             built.append(made)
         return built[0]
 
     return adapter
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=_JSON_CONFIG)
+    except PydanticUserError:  # models and dataclasses bring their own configuration
+        return TypeAdapter(annotation)
+
+
+_JSON_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+
+
+def _described(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation)
 
 
 def _complaint(exc: ValidationError) -> str:
@@ -485,8 +506,7 @@ def _complaint(exc: ValidationError) -> str:
 
 def _json_codec(annotation: Any) -> Codec:
     adapter = _lazily(annotation)
-    shown = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
-    expected = shown if shown and not typing.get_args(annotation) else str(annotation)
+    expected = _described(annotation)
 
     def encode_json(value: Any) -> tuple[str, Any]:
         try:
@@ -494,7 +514,7 @@ def _json_codec(annotation: Any) -> Codec:
             return JSON, _as_json(adapter().dump_python(valid, mode="json", by_alias=True))
         except ValidationError as exc:
             raise ArgumentError(f"{_shown(value)} is not {expected}: {_complaint(exc)}") from None
-        except PydanticSerializationError as exc:
+        except (ValueError, RecursionError) as exc:
             raise ArgumentError(f"{_shown(value)} cannot be written as json: {exc}") from None
 
     def decode_json(wire_name: str, wire: Any) -> Any:

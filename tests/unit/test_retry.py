@@ -75,8 +75,10 @@ def test_a_backoff_is_known_by_its_name(text: str, waits: list[float]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "linear", "fixed", "fixed:", "fixed:x", "fixed:1,2", "fixed:-1", "fixed:nan", "fixed:inf", "fibonacci:1"]
-    + ["exponential:1,2,3,0,5", "exponential:1,0.5", "exponential:1,2,3,1.5", "exponential:-1"],
+    [
+        *("", "linear", "fixed", "fixed:", "fixed:x", "fixed:1,2", "fixed:-1", "fixed:nan", "fixed:inf", "fibonacci:1"),
+        *("exponential:1,2,3,0,5", "exponential:1,0.5", "exponential:1,2,3,1.5", "exponential:-1"),
+    ],
 )
 def test_an_unknown_backoff_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="backoff"):

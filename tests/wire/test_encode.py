@@ -157,7 +157,7 @@ def test_what_json_cannot_say_is_refused_and_the_argument_named(type_name: str, 
     args = (Arg(type="int64", value=1), Arg(type=type_name, value=value))
     with pytest.raises(ArgumentError, match="task add, argument 1: "):
         wire.encode_signature(Signature(name="add", args=args))
-    with pytest.raises(ArgumentError, match="task outer|task add, argument 1: "):
+    with pytest.raises(ArgumentError, match=r"task add, argument 1: "):
         wire.encode_signature(Signature(name="outer", on_success=(Signature(name="add", args=args),)))
     with pytest.raises(ArgumentError, match="result 0"):
         wire.encode_state(TaskState(task_uuid="u", results=(TaskResult(type=type_name, value=value),)))

@@ -14,7 +14,7 @@ from asyncqueue.errors import BadMessage
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.wire import Limits
 
-KEYS = tuple(json.loads(wire.encode_signature(Signature()))) + ("Type", "Value", "uuid", "nAME", "x", "TaskUUID")
+KEYS = (*json.loads(wire.encode_signature(Signature())), "Type", "Value", "uuid", "nAME", "x", "TaskUUID")
 GENEROUS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
 texts = st.text(st.characters(exclude_categories=("Cs",)))
