@@ -16,6 +16,7 @@ from typing_extensions import TypeVar
 
 from asyncqueue import rfc3339
 from asyncqueue.clock import to_nanoseconds
+from asyncqueue.models import changed
 
 R = TypeVar("R", default=Any)
 
@@ -89,7 +90,7 @@ class Signature(BaseModel):
 
     def with_changes(self, **changes: Any) -> Signature:
         """A copy in which the named fields (Python names) have other values. The values are not validated again."""
-        return self.model_copy(update=changes)
+        return changed(self, changes)
 
 
 class TaskSignature(Signature, Generic[R]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ from asyncqueue.engine.outcome import (
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry
 from asyncqueue.errors import ArgumentError, BadMessage
+from asyncqueue.models import made
 from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
 
@@ -128,15 +129,15 @@ class Execution:
             self._events.emit(TaskStarted(signature.uuid, signature.name, delivery.queue, context.attempt))
         began = self._clock.monotonic() if detailed else 0.0
         enter(context)
-        kwargs = dict(bound.kwargs)
+        args, kwargs = bound.args, bound.kwargs
         if registered.context_parameter is not None:
-            kwargs[registered.context_parameter] = context
+            args, kwargs = registered.with_context(args, kwargs, context)
         threads: list[Future[Any]] = []
         try:
             if registered.is_async and not self._middlewares and registered.options.timeout is None:
-                value = await registered.function(*bound.args, **kwargs)
+                value = await registered.function(*args, **kwargs)
             else:
-                value = await self._wrapped(registered, bound.args, kwargs, context, threads)
+                value = await self._wrapped(registered, args, kwargs, context, threads)
             outcome: Outcome = Succeeded(registered.results_of(value))
         except asyncio.CancelledError as exc:
             if _is_cancelled():
@@ -159,7 +160,7 @@ class Execution:
         self,
         registered: Registered,
         args: Sequence[Any],
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
         context: TaskContext,
         threads: list[Future[Any]],
     ) -> Any:
@@ -230,7 +231,8 @@ class Execution:
 
 def started_state(signature: Signature, attempt: int) -> TaskState:
     """The STARTED state of a run."""
-    return TaskState.model_construct(
+    return made(
+        TaskState,
         task_uuid=signature.uuid,
         task_name=signature.name,
         state=State.STARTED,

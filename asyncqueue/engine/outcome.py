@@ -13,6 +13,7 @@ from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.engine.registry import TaskOptions
 from asyncqueue.errors import RetryTaskLater
+from asyncqueue.models import made
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import State, TaskResult, TaskState
 
@@ -168,8 +169,13 @@ def _of_task(
     attempt = attempt_of(signature)
     match outcome:
         case Succeeded(results):
-            state = TaskState.model_construct(
-                task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=results, attempt=0
+            state = made(
+                TaskState,
+                task_uuid=signature.uuid,
+                task_name=signature.name,
+                state=State.SUCCESS,
+                results=results,
+                attempt=0,
             )
             if not signature.on_success:
                 return Settled(delivery, Ack(), state)
@@ -221,9 +227,7 @@ def message(signature: Signature, default_queue: str, now_ns: int) -> Message:
 
 def pending(signature: Signature, now_ns: int) -> TaskState:
     """The PENDING state of a signature that is about to be sent."""
-    return TaskState.model_construct(
-        task_uuid=signature.uuid, task_name=signature.name, state=State.PENDING, created_at=now_ns
-    )
+    return made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.PENDING, created_at=now_ns)
 
 
 def callback_id(parent: Signature, kind: str, index: int) -> str:

@@ -13,6 +13,7 @@ from asyncqueue import names
 from asyncqueue.arguments import Codec, codec
 from asyncqueue.engine.context import TaskContext
 from asyncqueue.errors import ArgumentError, ConfigError, TaskNotRegistered
+from asyncqueue.models import made
 from asyncqueue.retry import Backoff, fibonacci
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import TaskResult
@@ -77,6 +78,7 @@ class Registered:
     signature: inspect.Signature
     by_name: Mapping[str, Parameter] = field(default_factory=dict)
     required: int = 0
+    context_place: int | None = None  # among the positional parameters; None: its parameter is keyword-only
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Arg, ...], bool]:
         """Arguments for the wire, and whether some of them bind by name.
@@ -122,6 +124,16 @@ class Registered:
         if count <= len(parameters) and any(parameter.keyword_only for parameter in parameters[:count]):
             raise self._wrong_count(count)
         return Bound(values, {})
+
+    def with_context(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], context: TaskContext
+    ) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of a call with the task's context where its parameter stands."""
+        assert self.context_parameter is not None
+        place = self.context_place
+        if place is None or place > len(args):
+            return args, {**kwargs, self.context_parameter: context}
+        return (*args[:place], context, *args[place:]), dict(kwargs)
 
     def results_of(self, value: Any) -> tuple[TaskResult, ...]:
         """What a return value is on the wire: none, one, or several results. Raises ``ArgumentError``."""
@@ -209,7 +221,7 @@ class Registered:
             type_name, wire = each.encode(value)
         except ArgumentError as exc:
             raise ArgumentError(f"task {self.name}, argument {where}: {exc}") from exc
-        return Arg.model_construct(name="", type=type_name, value=wire)
+        return made(Arg, name="", type=type_name, value=wire)
 
     def _which(self, args: Sequence[Arg], error: ArgumentError) -> ArgumentError:
         """The same error, saying which argument it is about: found by trying again, since errors are rare."""
@@ -272,7 +284,7 @@ def register(name: str, function: Function, options: TaskOptions) -> Registered:
         signature = inspect.signature(function)
     except Exception as exc:
         raise ConfigError(f"task {name!r}: cannot read its annotations: {exc}") from exc
-    context_parameter, signature = _without_context(signature, hints)
+    context_parameter, context_place, signature = _without_context(signature, hints)
     parameters, variadic, variadic_keywords = _parameters(signature, hints)
     return Registered(
         name=name,
@@ -287,6 +299,7 @@ def register(name: str, function: Function, options: TaskOptions) -> Registered:
         signature=signature,
         by_name={parameter.name: parameter for parameter in parameters},
         required=sum(parameter.required for parameter in parameters),
+        context_place=context_place,
     )
 
 
@@ -311,12 +324,16 @@ def untyped_args(values: Sequence[Any]) -> tuple[Arg, ...]:
     return tuple(args)
 
 
-def _without_context(signature: inspect.Signature, hints: dict[str, Any]) -> tuple[str | None, inspect.Signature]:
-    found = [name for name, hint in hints.items() if hint is TaskContext and name in signature.parameters]
-    if not found:
-        return None, signature
-    rest = [parameter for parameter in signature.parameters.values() if parameter.name != found[0]]
-    return found[0], signature.replace(parameters=rest)
+def _without_context(
+    signature: inspect.Signature, hints: dict[str, Any]
+) -> tuple[str | None, int | None, inspect.Signature]:
+    """The name and place of the context's parameter, and the signature without it."""
+    parameters = list(signature.parameters.values())
+    for place, parameter in enumerate(parameters):
+        if hints.get(parameter.name) is TaskContext:
+            rest = signature.replace(parameters=parameters[:place] + parameters[place + 1 :])
+            return parameter.name, None if parameter.kind is inspect.Parameter.KEYWORD_ONLY else place, rest
+    return None, None, signature
 
 
 def _parameters(
@@ -362,7 +379,7 @@ def _result(name: str, each: Codec, value: Any) -> TaskResult:
         type_name, wire = each.encode(value)
     except ArgumentError as exc:
         raise ArgumentError(f"the result of task {name}: {exc}") from exc
-    return TaskResult.model_construct(type=type_name, value=wire)
+    return made(TaskResult, type=type_name, value=wire)
 
 
 def _infer_result(name: str, value: Any) -> TaskResult:
