@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import Self, assert_never
 
@@ -45,6 +46,7 @@ class MemoryBroker:
         self._clock = clock
         self._holder = token_hex(8)
         self._is_open = False
+        self._waits: set[asyncio.Event] = set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -61,6 +63,8 @@ class MemoryBroker:
 
     async def close(self) -> None:
         self._is_open = False
+        for wait in self._waits:
+            wait.set()
         with self._store.mutex:
             self._store.announce(queues=self._store.messages.give_back(self._holder))
 
@@ -80,15 +84,13 @@ class MemoryBroker:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         await asyncio.sleep(0)  # a caller that fetches in a loop lets others run, as with any other broker
-        arrived = asyncio.Event()
-        with self._store.arrivals(queue, arrived.set):  # subscribe first, look second
-            while True:
+        if taken := self._take(queue, limit):
+            return taken
+        with self._woken_by(queue) as arrived:  # subscribe first, look second
+            while not (taken := self._take(queue, limit)) and (left := deadline - loop.time()) > 0:
+                await _happens(arrived, self._pause(queue, left))
                 arrived.clear()
-                taken = self._take(queue, limit)
-                remaining = deadline - loop.time()
-                if taken or remaining <= 0:
-                    return taken
-                await _happens(arrived, self._pause(queue, remaining))
+        return taken
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         now = self._now()
@@ -193,17 +195,28 @@ class MemoryBroker:
             case _:
                 assert_never(verdict)
 
+    @contextmanager
+    def _woken_by(self, queue: str) -> Iterator[asyncio.Event]:
+        """An event that is set when something of ``queue`` may be ready, and when this broker is closed."""
+        event = asyncio.Event()
+        self._waits.add(event)
+        try:
+            with self._store.arrivals(queue, event.set):
+                yield event
+        finally:
+            self._waits.discard(event)
+
     def _take(self, queue: str, limit: int) -> list[Delivery]:
         now = self._now()
         with self._store.mutex:
             return self._store.messages.take(queue, limit, holder=self._holder, lease=self._lease, now=now)
 
-    def _pause(self, queue: str, remaining: float) -> float:
+    def _pause(self, queue: str, left: float) -> float:
         with self._store.mutex:
             due = self._store.messages.next_change(queue)
         if due is None:
-            return remaining
-        return min(remaining, CLOCK_LOOK, max(due - self._now(), 0.001))
+            return left
+        return min(left, CLOCK_LOOK, max(due - self._now(), 0.001))
 
     def _now(self) -> float:
         if not self._is_open:

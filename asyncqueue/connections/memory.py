@@ -22,6 +22,8 @@ from asyncqueue.wire import encode_state
 
 TOKENS_KEPT = 600.0
 """How long (seconds) a publish is known, so that its repetition adds no second copy."""
+SWEEP_AFTER = 100
+"""The fewest writes of states between two sweeps that drop what has expired."""
 
 _named: dict[str, MemoryStore] = {}
 _naming = threading.Lock()
@@ -319,7 +321,8 @@ class States:
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
-        self._writes = 0
+        self._writes = 0  # since the last sweep
+        self._next_sweep = SWEEP_AFTER
 
     def begin(self, states: Iterable[TaskState], keep: float, now: float) -> None:
         """Write whatever was there."""
@@ -352,9 +355,10 @@ class States:
         data = encode_state(state)
         self._records[state.task_uuid] = Record(data, state.state, state.task_name, state.created_at, now + keep)
         self._writes += 1
-        if self._writes > len(self._records):  # one sweep per as many writes as there are entries: cheap on average
-            self._writes = 0
+        if self._writes >= self._next_sweep:
             self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
+            self._writes = 0
+            self._next_sweep = max(SWEEP_AFTER, len(self._records))  # cheap on average, however many are kept
 
 
 def _inherit(state: TaskState, old: Record) -> TaskState:

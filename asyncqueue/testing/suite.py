@@ -90,6 +90,14 @@ class Suite:
         except TimeoutError:
             raise AssertionError(f"nothing came within {self.patience} s") from None
 
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Ask again and again, with patience, until it holds: for what a service tells nobody."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.patience
+        while not await holds():
+            assert loop.time() < deadline, f"it did not hold within {self.patience} s"
+            await asyncio.sleep(0.01)
+
     async def in_another_thread(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run it to its end in a thread and event loop of its own."""
         return await asyncio.to_thread(lambda: asyncio.run(work()))

@@ -1,12 +1,26 @@
-"""The memory drivers keep the contracts, and what is theirs alone."""
+"""The memory drivers keep the contracts; and what is theirs alone."""
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Message
 from asyncqueue.brokers.memory import MemoryBroker
-from asyncqueue.connections.memory import MemoryStore
-from asyncqueue.testing import BrokerContract, ManualClock
+from asyncqueue.connections.memory import SWEEP_AFTER, TOKENS_KEPT, MemoryStore, named
+from asyncqueue.errors import Unavailable
+from asyncqueue.locks.memory import MemoryLock
+from asyncqueue.state import State, TaskState
+from asyncqueue.testing import (
+    BackendContract,
+    BrokerContract,
+    InspectorContract,
+    JointContract,
+    LockContract,
+    ManualClock,
+)
 
 
 class OnMemory:
@@ -19,12 +33,18 @@ class OnMemory:
     async def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
+    async def make_broker(self) -> MemoryBroker:
+        return MemoryBroker(self.store, lease=10.0, clock=self.clock)
+
+    async def make_backend(self, results_expire_in: float = 3600.0) -> MemoryBackend:
+        return MemoryBackend(self.store, results_expire_in=results_expire_in, clock=self.clock)
+
+    async def make_lock(self) -> MemoryLock:
+        return MemoryLock(self.store, clock=self.clock)
+
 
 class TestMemoryBroker(OnMemory, BrokerContract):
     knows_priorities = True
-
-    async def make_broker(self) -> MemoryBroker:
-        return MemoryBroker(self.store, lease=10.0, clock=self.clock)
 
 
 class TestMemoryBrokerWithoutLease(OnMemory, BrokerContract):
@@ -32,3 +52,85 @@ class TestMemoryBrokerWithoutLease(OnMemory, BrokerContract):
 
     async def make_broker(self) -> MemoryBroker:
         return MemoryBroker(self.store, clock=self.clock)
+
+
+class TestMemoryInspector(OnMemory, InspectorContract):
+    pass
+
+
+class TestMemoryJointStore(OnMemory, JointContract):
+    pass
+
+
+class TestMemoryBackend(OnMemory, BackendContract):
+    pass
+
+
+class TestMemoryLock(OnMemory, LockContract):
+    pass
+
+
+async def test_a_name_is_one_store_in_the_whole_process() -> None:
+    assert named("here") is named("here")
+    assert named("here") is not named("there")
+
+
+async def test_stores_without_a_name_have_nothing_in_common() -> None:
+    first, second = MemoryBroker(), MemoryBroker()
+    assert await first.identity() != await second.identity()
+    await first.open()
+    await second.open()
+    await first.publish([Message(b"a", "queue", "task_a")])
+    assert list(await second.fetch("queue", 1, 0)) == []
+
+
+async def test_what_is_not_open_is_unavailable() -> None:
+    store = MemoryStore()
+    broker, backend, lock = MemoryBroker(store), MemoryBackend(store), MemoryLock(store)
+    await broker.open()
+    await broker.close()
+    with pytest.raises(Unavailable, match=r"memory://.* is not open"):
+        await broker.fetch("queue", 1, 0)
+    with pytest.raises(Unavailable):
+        await backend.get(["task_a"])
+    with pytest.raises(Unavailable):
+        await lock.acquire("key", 1.0)
+
+
+async def test_a_fetch_that_waits_on_a_broker_ends_when_that_is_closed() -> None:
+    broker = MemoryBroker()
+    await broker.open()
+    waiting = asyncio.create_task(broker.fetch("queue", 1, 30.0))
+    await asyncio.sleep(0.01)
+    await broker.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 10)
+
+
+async def test_tokens_and_expired_states_do_not_pile_up() -> None:
+    store, clock = MemoryStore(), ManualClock()
+    broker, backend = MemoryBroker(store, clock=clock), MemoryBackend(store, results_expire_in=1.0, clock=clock)
+    await broker.open()
+    await backend.open()
+    for number in range(1000):
+        await broker.publish([Message(b"a", "queue", "task", token=str(number))])
+        await backend.put([TaskState(task_uuid=str(number), state=State.SUCCESS)])
+        clock.advance(TOKENS_KEPT / 10)
+    await backend.close()
+    assert len(store.messages._tokens) <= 11
+    assert len(store.states._records) <= SWEEP_AFTER
+
+
+async def test_a_waiter_on_a_loop_that_is_gone_harms_nobody() -> None:
+    store = MemoryStore()
+
+    async def wait_and_leave() -> None:
+        broker, backend = MemoryBroker(store), MemoryBackend(store)
+        await broker.open()
+        await backend.open()
+
+    await asyncio.to_thread(lambda: asyncio.run(wait_and_leave()))
+    backend = MemoryBackend(store)
+    await backend.open()
+    await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
+    assert [state is not None for state in await backend.get(["task_a"])] == [True]
