@@ -4,8 +4,10 @@ Out: byte for byte what Go's ``encoding/json`` writes. Every field stands in Go'
 ``[]`` and ``{}`` are told apart; ``<``, ``>``, ``&``, U+2028 and U+2029 are escaped; floats have Go's form. In type
 ``json``, which Go never reads, a float keeps its point, so that ``1.0`` comes back as a float.
 
-In: what Go accepts, by pydantic's compiled validator where that cannot differ, else by ``_Reader``, which knows every
-rule of Go's and is slower. What Go would repair is refused instead: bad UTF-8 and lone surrogates.
+In: what Go accepts, by pydantic's compiled validator where that cannot differ, else the slow way, which knows every
+rule of Go's. Of repeated keys the last one wins. What Go would repair is refused: bad UTF-8 and lone surrogates. So is
+what nobody could run or write again: no task name, a number without bounds, a moment outside the years 1 to 9999. An
+ETA keeps its moment and not its zone: it is written in UTC.
 """
 
 from __future__ import annotations
@@ -108,9 +110,12 @@ def decode_signature(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Signature:
     """
     if len(body) > limits.max_bytes:
         raise BadMessage("too_large", f"a message of {len(body)} bytes is over the limit of {limits.max_bytes}")
-    signature = _fast(Signature, body, limits)
-    if signature is None or _odd_signature(signature) or _may_hold_negative_zero(body):
-        signature = _slow(_signature_in, body, limits, "invalid_signature")
+    try:
+        signature = _fast(Signature, body, limits)
+        if signature is None or _odd_signature(signature) or _may_hold_negative_zero(body):
+            signature = _slow(_signature_in, body, limits, "invalid_signature")
+    except RecursionError:
+        raise BadMessage("undecodable", "nested too deep") from None
     if not signature.name:
         raise BadMessage("invalid_signature", "Name: the name of a task is missing")
     if signature.args and len(signature.args) > limits.max_args:
@@ -122,16 +127,22 @@ def decode_signature(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Signature:
 
 def decode_state(data: bytes) -> TaskState:
     """The state of a task. Raises ``BadMessage`` and nothing else, with reason ``undecodable`` or ``invalid_state``."""
-    state = _fast(TaskState, data, DEFAULT_LIMITS)
-    if state is None or any(_odd(each.value) for each in state.results or ()) or _may_hold_negative_zero(data):
-        return _slow(_state_in, data, DEFAULT_LIMITS, "invalid_state")
+    try:
+        state = _fast(TaskState, data, DEFAULT_LIMITS)
+        if state is None or any(_odd(each.value) for each in state.results or ()) or _may_hold_negative_zero(data):
+            return _slow(_state_in, data, DEFAULT_LIMITS, "invalid_state")
+    except RecursionError:
+        raise BadMessage("undecodable", "nested too deep") from None
     return state
 
 
 def decode_group(data: bytes) -> GroupMeta:
     """A group's entry. Raises ``BadMessage`` and nothing else, with reason ``undecodable`` or ``invalid_group``."""
-    group = _fast(GroupMeta, data, DEFAULT_LIMITS)
-    return _slow(_group_in, data, DEFAULT_LIMITS, "invalid_group") if group is None else group
+    try:
+        group = _fast(GroupMeta, data, DEFAULT_LIMITS)
+        return _slow(_group_in, data, DEFAULT_LIMITS, "invalid_group") if group is None else group
+    except RecursionError:
+        raise BadMessage("undecodable", "nested too deep") from None
 
 
 def readable_task_id(body: bytes) -> str | None:
@@ -196,7 +207,7 @@ def _args(signature: Signature) -> str:
     try:
         for arg in signature.args:
             written.append(_arg(arg))  # its length is the index, should one fail
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise ArgumentError(f"task {signature.name}, argument {len(written)}: {exc}") from None
     return f"[{','.join(written)}]"
 
@@ -214,7 +225,7 @@ def _headers(signature: Signature) -> str:
         return "null" if headers is None else "{}"
     try:
         return _sorted(headers)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise ArgumentError(f"task {signature.name}, headers: {exc}") from None
 
 
@@ -250,7 +261,7 @@ def _results(state: TaskState) -> str:
         for result in state.results:
             head = _RESULT_HEADS.get(result.type) or f'{{"Type":{_quoted(result.type)},"Value":'
             written.append(f"{head}{_typed(result.type, result.value)}}}")
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise ArgumentError(f"task {state.task_name or state.task_uuid}, result {len(written)}: {exc}") from None
     return f"[{','.join(written)}]"
 
@@ -397,7 +408,7 @@ def _fast(model: type[M], data: bytes, limits: Limits) -> M | None:
     """The model by pydantic's compiled validator, where it reads as Go does; None where it might not.
 
     It refuses unknown keys (which may be known ones in another case), null for a plain value, trailing bytes, a depth
-    over ``_FAST_DEPTH``; what of this Go takes, the slow way decides. It takes NaN and Infinity, which are no JSON.
+    over ``_FAST_DEPTH``; what of this Go takes, the slow way decides. Left alone it would take NaN and Infinity, which are no JSON.
     """
     if limits.max_depth < _FAST_DEPTH or limits.max_integer_digits < _FAST_DIGITS:
         return None
@@ -500,8 +511,6 @@ def _slow(read: Callable[[Any], M], data: bytes, limits: Limits, reason: str) ->
         return read(_parsed(data, limits))
     except _Misfit as misfit:
         raise BadMessage(reason, f"{misfit.path}: {misfit}" if misfit.path else str(misfit)) from None
-    except RecursionError:
-        raise BadMessage("undecodable", "nested too deep") from None
 
 
 def _parsed(data: bytes, limits: Limits) -> Any:
