@@ -32,14 +32,10 @@ class SqliteBackend:
         busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
         self._database = Database(path, busy_timeout=busy_timeout)
-        self._results_expire_in = results_expire_in
+        self.results_expire_in = results_expire_in
         self._clock = clock
         self._waiters: Waiters | None = None
         self._seen = 0
-
-    @property
-    def results_expire_in(self) -> float:
-        return self._results_expire_in
 
     @property
     def address(self) -> str:
@@ -93,7 +89,7 @@ class SqliteBackend:
         return self._waiters
 
     def _rows(self, states: Sequence[TaskState]) -> list[states_table.Row]:
-        return states_table.to_rows(states, self._now() + self._results_expire_in)
+        return states_table.to_rows(states, self._now() + self.results_expire_in)
 
     def _now(self) -> float:
         return self._clock.now_ns() / NANOSECONDS

@@ -77,7 +77,7 @@ class SqliteBroker:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         now = self._now()
-        await self._database.write(lambda connection: messages_table.add(connection, messages, now))
+        await self._database.write(lambda connection: _publish(connection, messages, now))
 
     async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
         deadline = asyncio.get_running_loop().time() + wait
@@ -164,11 +164,11 @@ class SqliteBroker:
         rows = states_table.to_rows(states, now + keep)
 
         def submit(connection: Connection) -> None:
-            known = messages_table.known(connection, messages, now)
-            repeated = {message.id for message in messages if message.token in known}
-            if not messages or len(repeated) < len(messages):
+            unknown = messages_table.unknown(connection, messages, now)
+            if unknown or not messages:
+                repeated = {message.id for message in messages}.difference(message.id for message in unknown)
                 states_table.begin(connection, [row for row in rows if row[0] not in repeated], now)
-                messages_table.add(connection, messages, now)
+                messages_table.add(connection, unknown, now)
 
         await self._database.write(submit)
 
@@ -186,7 +186,7 @@ class SqliteBroker:
                     ours.append(item)
                     rows += item_rows
             states_table.put(connection, rows, now)
-            messages_table.add(connection, [message for item in ours for message in item.publish], now)
+            _publish(connection, [message for item in ours for message in item.publish], now)
             _conclude(connection, ours, now)
 
         await self._database.write(settle)
@@ -219,6 +219,10 @@ class SqliteBroker:
 
     def _now(self) -> float:
         return self._clock.now_ns() / NANOSECONDS
+
+
+def _publish(connection: Connection, messages: Sequence[Message], now: float) -> None:
+    messages_table.add(connection, messages_table.unknown(connection, messages, now), now)
 
 
 def _states(item: Settled) -> tuple[TaskState, ...]:

@@ -35,6 +35,9 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 """What the work of a call is given. It belongs to the thread: nothing of it may leave the call."""
 
+TooBig = sqlite3.DataError
+"""What SQLite raises for a value over its limit, which is 1 GB unless it was built otherwise."""
+
 APPLICATION_ID: Final = 0x61737171  # "asqq": what makes a file ours
 BUSY_TIMEOUT: Final = 10.0
 SHORTEST_POLL: Final = 0.002
@@ -44,6 +47,7 @@ LONGEST_POLL: Final = 0.050
 _STEPS: Final = (Path(__file__).with_name("sqlite.sql"),)
 SCHEMA_VERSION: Final = len(_STEPS)
 
+_OLDEST = (3, 37, 0)  # STRICT tables
 _MOST_ROWS = 128  # of one INSERT: far below SQLite's limit of 32 766 parameters
 _GROWTH = 1.5
 _NAP = 0.010
@@ -84,8 +88,8 @@ def path_from_url(url: str) -> str:
 
 
 def as_table(keys: Iterable[Any]) -> str:
-    """Keys, or tuples of keys, as one parameter for ``json_each(?)``, whose column ``value`` (``value->>0``, …) they
-    are then. Raises ``Refused`` for text that UTF-8 cannot say."""
+    """Keys, or tuples of keys, as one parameter for ``json_each(?)``, whose column ``value`` holds
+    them then. Raises ``Refused`` for text that UTF-8 cannot say."""
     try:
         return to_json(list(keys)).decode()
     except PydanticSerializationError as exc:
@@ -399,6 +403,8 @@ def _set_all(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[_Outcome
 
 def _connect(path: str, deadline: float, monotonic: Callable[[], float]) -> Connection:
     """The file, opened and checked, with its tables."""
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise ConfigError(f"SQLite {'.'.join(map(str, _OLDEST))} is needed; this Python has {sqlite3.sqlite_version}")
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise ConfigError(f"SQLite file {path}: the folder {folder} does not exist")

@@ -23,10 +23,12 @@ CREATE TABLE body (
     bytes BLOB NOT NULL
 ) STRICT;
 
--- Tokens of recent publications, by the minute, so that a repeated publish is known and old ones go in one stroke.
+-- Tokens of publications of this minute and the one before, so that a repeated publish is known. mark says which call
+-- added them.
 CREATE TABLE publication (
     minute INTEGER NOT NULL,
     token TEXT NOT NULL,
+    mark INTEGER NOT NULL,
     PRIMARY KEY (minute, token)
 ) STRICT, WITHOUT ROWID;
 

@@ -14,24 +14,32 @@ from typing import Any
 from pydantic_core import from_json
 
 from asyncqueue.brokers.base import Dead, Delivery, Message, QueueDepth
-from asyncqueue.connections.sqlite import Connection, as_table, insert
+from asyncqueue.connections.sqlite import Connection, TooBig, as_table, insert
 
 DUE_AT_ONCE = 1000
 """The most messages that one fetch makes ready because their time has come."""
 
 # What came back has rank -256 or below; what was never shown has minus its priority.
 _FRONT = """
-    SELECT min(coalesce(min(rank), 0), -255) FROM message
-    WHERE queue IN (SELECT value FROM json_each(?)) AND until IS NULL
+    SELECT min(coalesce(min(first), 0), -255) FROM (
+        SELECT (SELECT min(rank) FROM message WHERE queue = value AND until IS NULL) AS first FROM json_each(?)
+    )
 """
-_KNOWN = """
+_REMEMBER = """
+    INSERT INTO publication (minute, token, mark)
+    SELECT ?1, value, ?2 FROM json_each(?3)
+    WHERE NOT EXISTS (SELECT 1 FROM publication WHERE minute = ?1 - 1 AND token = value)
+    ON CONFLICT DO NOTHING
+"""
+_MARKED = """
     SELECT json_group_array(token) FROM publication
-    WHERE minute IN (?, ?) AND token IN (SELECT value FROM json_each(?))
+    WHERE minute = ? AND token IN (SELECT value FROM json_each(?)) AND mark = ?
 """
-_REMEMBER = "INSERT INTO publication (minute, token) SELECT ?, value FROM json_each(?)"
 _FORGET = """
     DELETE FROM publication
-    WHERE (minute, token) IN (SELECT minute, token FROM publication WHERE minute < ? LIMIT ?)
+    WHERE minute = (SELECT min(minute) FROM publication WHERE minute < ?1) AND token IN (
+        SELECT token FROM publication WHERE minute = (SELECT min(minute) FROM publication WHERE minute < ?1) LIMIT ?2
+    )
 """
 _LAST = "SELECT coalesce(max(id), 0) FROM message"
 _ADD = "INSERT INTO message (id, queue, task_uuid, priority, rank, until) VALUES {}"
@@ -53,7 +61,7 @@ _SHOW = """
         WHERE queue = ? AND until IS NULL ORDER BY rank, message.id LIMIT ?
     )
 """
-_HOLD = "UPDATE message SET until = ?, fence = ? WHERE id IN (SELECT value ->> 0 FROM json_each(?))"
+_HOLD = "UPDATE message SET until = ?, fence = ? WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(?))"
 _READY_AT = """
     SELECT CASE
         WHEN EXISTS (SELECT 1 FROM message WHERE queue = ?1 AND until IS NULL) THEN 0
@@ -62,7 +70,8 @@ _READY_AT = """
 """
 _HELD = """
     SELECT json_group_array(receipt.key) FROM json_each(?) AS receipt
-    CROSS JOIN message ON message.id = receipt.value ->> 0 AND message.fence = receipt.value ->> 1
+    CROSS JOIN message ON message.id = json_extract(receipt.value, '$[0]')
+        AND message.fence = json_extract(receipt.value, '$[1]')
 """
 _EXTEND = "UPDATE message SET until = ? WHERE id IN (SELECT value FROM json_each(?))"
 _REMOVE = "DELETE FROM message WHERE id IN (SELECT value FROM json_each(?))"
@@ -119,20 +128,25 @@ _EXHUME = """
 _DROP = "DELETE FROM dead WHERE queue = ? AND id IN (SELECT value FROM json_each(?))"
 
 
-def known(connection: Connection, messages: Iterable[Message], now: float) -> set[str]:
-    """Tokens of these that were published a short while ago: in this minute or the one before."""
-    tokens = [message.token for message in messages if message.token]
+def unknown(connection: Connection, messages: Sequence[Message], now: float) -> list[Message]:
+    """Those that were not published a short while ago, by their tokens. From now on they count as published."""
+    tokens = {message.token: message for message in messages if message.token}
     if not tokens:
-        return set()
-    minute = int(now // 60)
-    (found,) = connection.execute(_KNOWN, (minute, minute - 1, as_table(tokens))).fetchone()
-    return set(from_json(found))
+        return list(messages)
+    minute, mark, table = int(now // 60), randbits(31), as_table(sorted(tokens))
+    added = connection.execute(_REMEMBER, (minute, mark, table)).rowcount
+    # As with expired states: who adds some drops twice as many, and nobody has to come for it.
+    connection.execute(_FORGET, (minute - 1, 2 * len(tokens)))
+    if added < len(tokens):
+        (marked,) = connection.execute(_MARKED, (minute, table, mark)).fetchone()
+        new = set(from_json(marked))
+        tokens = {token: message for token, message in tokens.items() if token in new}
+    return [message for message in messages if not message.token or tokens.get(message.token) is message]
 
 
 def add(connection: Connection, messages: Sequence[Message], now: float) -> None:
-    """Append these, or put them among the delayed, but for those whose token is known."""
-    fresh = _remember(connection, messages, now)
-    if not fresh:
+    """Append these, or put them among the delayed."""
+    if not messages:
         return
     (last,) = connection.execute(_LAST).fetchone()
     rows = [
@@ -144,17 +158,17 @@ def add(connection: Connection, messages: Sequence[Message], now: float) -> None
             -message.priority,
             message.not_before if message.not_before is not None and message.not_before > now else None,
         )
-        for place, message in enumerate(fresh, last + 1)
+        for place, message in enumerate(messages, last + 1)
     ]
     insert(connection, _ADD, rows)
-    insert(connection, _ADD_BODY, [(place, message.body) for place, message in enumerate(fresh, last + 1)])
+    insert(connection, _ADD_BODY, [(place, message.body) for place, message in enumerate(messages, last + 1)])
 
 
 def take(connection: Connection, queue: str, limit: int, now: float, lease: float) -> list[Delivery]:
     """Show up to ``limit`` messages: first those whose lease ended, then those given back, then by priority and age."""
     connection.execute(_MAKE_READY, (queue, now, max(limit, DUE_AT_ONCE)))
-    facts, joined = connection.execute(_SHOW, (queue, limit)).fetchone()
-    if not joined and facts == "[]":
+    facts, joined = _show(connection, queue, limit)
+    if facts == "[]":
         return []
     # Fresh for every fetch, so that no two showings of a message have the same one.
     fence = randbits(63)
@@ -256,22 +270,14 @@ def drop(connection: Connection, queue: str, ids: Iterable[str]) -> int:
     return connection.execute(_DROP, (queue, _numbers(ids))).rowcount
 
 
-def _remember(connection: Connection, messages: Sequence[Message], now: float) -> list[Message]:
-    """Those of the messages that are not known yet, and are from now on."""
-    seen = known(connection, messages, now)
-    fresh = []
-    for message in messages:
-        if message.token not in seen:
-            fresh.append(message)
-            if message.token:
-                seen.add(message.token)
-    tokens = [message.token for message in fresh if message.token]
-    if tokens:
-        minute = int(now // 60)
-        connection.execute(_REMEMBER, (minute, as_table(tokens)))
-        # As with expired states: who adds some drops twice as many, and nobody has to come for it.
-        connection.execute(_FORGET, (minute - 1, 2 * len(tokens)))
-    return fresh
+def _show(connection: Connection, queue: str, limit: int) -> tuple[str, bytes]:
+    try:
+        facts, joined = connection.execute(_SHOW, (queue, limit)).fetchone()
+    except TooBig:
+        if limit == 1:
+            raise
+        return _show(connection, queue, limit // 2)
+    return facts, joined or b""  # nothing at all is null
 
 
 def _ids(deliveries: Iterable[Delivery]) -> str:
