@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -36,9 +36,9 @@ from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
 from asyncqueue.result import AsyncResult
-from asyncqueue.retry import Backoff, fibonacci, parse_backoff
+from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
-from asyncqueue.task import CoroutineTask, Decorator, FunctionTask, Task, make_signature
+from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,47 +128,16 @@ class Server:
 
     # — tasks —
 
-    @overload
-    def task(  # type: ignore[overload-overlap]  # a coroutine function is a function too; the first match wins
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> CoroutineTask[P, R]: ...
-    @overload
-    def task(self, function: Callable[P, R], /) -> FunctionTask[P, R]: ...
-    @overload
-    def task(
-        self,
-        *,
-        name: str | None = None,
-        queue: str | None = None,
-        retries: int = 0,
-        retry_on: tuple[type[BaseException], ...] | type[BaseException] = (Exception,),
-        backoff: Backoff | str = fibonacci,
-        timeout: float | None = None,
-        retry_later_limit: int | None = None,
-        priority: int = 0,
-        ignore_when_not_registered: bool = False,
-        stop_task_deletion_on_error: bool = False,
-    ) -> Decorator: ...
-    def task(self, function: Any = None, /, **options: Any) -> Any:
-        """Register a function as a task; ``@server.task`` or ``@server.task(retries=5, timeout=30)``.
+    @property
+    def task(self) -> TaskDecorator:
+        """Register a function as a task: ``@server.task`` or ``@server.task(retries=5, timeout=30)``."""
+        return TaskDecorator(self.register_task, {})
 
-        ``name`` is the function's own name unless said otherwise. ``retries`` is how often a run that raised one of
-        ``retry_on`` is repeated, after waits (seconds) that ``backoff`` decides: Machinery's Fibonacci numbers, or a
-        name such as ``"exponential"`` or ``"fixed:5"``. ``timeout`` is the time limit of one run in seconds.
-        ``retry_later_limit`` caps the runs of a task that raises ``RetryTaskLater``. Raises ``ConfigError``.
-        """
-
-        def decorate(each: Callable[..., Any]) -> Any:
-            name = str(options.get("name") or getattr(each, "__name__", ""))
-            rest = {option: value for option, value in options.items() if option != "name"}
-            return self.register_task(name, each, **rest)
-
-        return decorate if function is None else decorate(function)
-
-    def register_task(self, name: str, function: Callable[P, Any], **options: Any) -> Task[P, Any]:
+    def register_task(self, name: str, function: Callable[..., Any], **options: Any) -> Task[..., Any]:
         """Register a function under a name, with the options of ``task``. Registering a name again replaces it.
 
-        Raises ``ConfigError`` where the function cannot be a task.
+        ``server.task(name=name)(function)`` is the same, with types. Raises ``ConfigError`` where the function cannot
+        be a task.
         """
         registered = register(name, function, _options(name, options))
         self.registry.add(registered)
@@ -239,6 +208,10 @@ class Server:
         headers = {KEYWORDS_HEADER: "1"} if named else None
         return Signature(name=task, args=(*untyped_args(args), *named), headers=headers)
 
+    @overload
+    async def send_many(self, signatures: Iterable[TaskSignature[R]]) -> list[AsyncResult[R]]: ...
+    @overload
+    async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]: ...
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]:
         """Send many signatures in as few round trips as can be; results in the same order.
 

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    final,
+    overload,
+)
 
 from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
+from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
 from asyncqueue.errors import ArgumentError
 from asyncqueue.result import AsyncResult
+from asyncqueue.retry import Backoff, fibonacci
 from asyncqueue.signature import Arg, Signature, TaskSignature
 
 if TYPE_CHECKING:
@@ -46,7 +61,7 @@ class SendOptions(TypedDict, total=False):
 class Task(Generic[P, R]):
     """A task of a server: three verbs to make it run elsewhere. Calling it calls the function, here and now."""
 
-    function: Callable[P, Any]
+    function: Callable[..., Any]
     registered: Registered
     server: Server
     options: SendOptions
@@ -76,30 +91,99 @@ class Task(Generic[P, R]):
         """The same task with other options for its sends."""
         return replace(self, options={**self.options, **options})
 
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the function; one that wants a context gets that of the task it is called in, or one of its own."""
+        if self.registered.context_parameter is not None:
+            args, kwargs = self.registered.with_context(args, kwargs, self._context(args, kwargs))
+        return self.function(*args, **kwargs)
+
+    def _context(self, args: Sequence[Any], kwargs: dict[str, Any]) -> TaskContext:
+        try:
+            return current_task()
+        except LookupError:
+            return TaskContext(self.s(*args, **kwargs), queue="", attempt=1, deliveries=1)
+
 
 class CoroutineTask(Task[P, R]):
     """A task made of a coroutine function."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        return cast("Coroutine[Any, Any, R]", self.function(*args, **kwargs))
+        return cast("Coroutine[Any, Any, R]", self._call(args, kwargs))
 
 
 class FunctionTask(Task[P, R]):
     """A task made of a plain function; workers run it in a thread."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return cast(R, self.function(*args, **kwargs))
+        return cast(R, self._call(args, kwargs))
 
 
-class Decorator(Protocol):
-    """What ``server.task(...)`` gives: it takes a coroutine function or a plain one."""
+@final
+class _Stranger:
+    """Nobody's class: a parameter that takes it takes anything."""
+
+
+class TaskDecorator:
+    """``@server.task`` or ``@server.task(retries=5, timeout=30)``: registers a function as a task.
+
+    ``name`` is the function's own name unless said otherwise. ``retries`` is how often a run that raised one of
+    ``retry_on`` is repeated, after waits (seconds) that ``backoff`` decides: Machinery's Fibonacci numbers, or a
+    name such as ``"exponential"`` or ``"fixed:5"``. ``timeout`` is the time limit of one run in seconds.
+    ``retry_later_limit`` caps the runs of a task that raises ``RetryTaskLater``. ``queue`` and ``priority`` hold for
+    its sends.
+
+    A context comes first: of a function whose first parameter is a ``TaskContext``, the others are the parameters of
+    the task, for type checkers too. Raises ``ConfigError`` where the function or an option cannot work.
+    """
+
+    def __init__(self, register: Callable[..., Task[..., Any]], options: Mapping[str, Any]) -> None:
+        self._register = register
+        self._options = options
+
+    # The first match wins, and a parameter that takes anything would also take a context: such functions come first,
+    # and their parameters are not checked. A coroutine function is a function too, so it comes before one.
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a function too; the first match wins
+    def __call__(  # type: ignore[overload-overlap]  # the order decides
+        self, function: Callable[Concatenate[_Stranger, ...], Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[..., R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[_Stranger, ...], R], /) -> FunctionTask[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the order decides
+        self, function: Callable[Concatenate[TaskContext, P], Coroutine[Any, Any, R]], /
+    ) -> CoroutineTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[TaskContext, P], R], /) -> FunctionTask[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the order decides
         self, function: Callable[P, Coroutine[Any, Any, R]], /
     ) -> CoroutineTask[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> FunctionTask[P, R]: ...
+    @overload
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        retries: int = 0,
+        retry_on: tuple[type[BaseException], ...] | type[BaseException] = (Exception,),
+        backoff: Backoff | str = fibonacci,
+        timeout: float | None = None,
+        retry_later_limit: int | None = None,
+        priority: int = 0,
+        ignore_when_not_registered: bool = False,
+        stop_task_deletion_on_error: bool = False,
+    ) -> TaskDecorator: ...
+    def __call__(self, function: Callable[..., Any] | None = None, /, **changes: Any) -> Any:
+        options = {**self._options, **changes}
+        if function is None:
+            return TaskDecorator(self._register, options)
+        name = options.pop("name", None) or getattr(function, "__name__", "")
+        return self._register(name, function, **options)
 
 
 def make_signature(
