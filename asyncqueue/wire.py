@@ -408,7 +408,7 @@ def _fast(model: type[M], data: bytes, limits: Limits) -> M | None:
     """The model by pydantic's compiled validator, where it reads as Go does; None where it might not.
 
     It refuses unknown keys (which may be known ones in another case), null for a plain value, trailing bytes, a depth
-    over ``_FAST_DEPTH``; what of this Go takes, the slow way decides. Left alone it would take NaN and Infinity, which are no JSON.
+    over ``_FAST_DEPTH``; what of this Go takes, the slow way decides. NaN and Infinity are no JSON, but taken.
     """
     if limits.max_depth < _FAST_DEPTH or limits.max_integer_digits < _FAST_DIGITS:
         return None
