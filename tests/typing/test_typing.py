@@ -1,0 +1,30 @@
+"""An editor sees a task's parameters and what it returns: shown by mypy on a page of right and wrong uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = Path(__file__).with_name("tasks.py")
+
+
+def _mypy(page: Path) -> subprocess.CompletedProcess[str]:
+    """mypy with nothing but ``--strict``: as a user of the package runs it."""
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--explicit-package-bases", str(page)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+
+
+def test_a_type_checker_sees_parameters_and_results_and_finds_every_mistake() -> None:
+    checked = _mypy(PAGE)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_mistake_that_is_not_marked_is_reported(tmp_path: Path) -> None:
+    marked = PAGE.read_text()
+    page = tmp_path / "tasks.py"
+    page.write_text(marked.replace("  # type: ignore[arg-type]  # text for an int", "", 1))
+    checked = _mypy(page)
+    assert checked.returncode == 1
+    assert 'Argument 2 to "send" of "Task" has incompatible type "str"; expected "int"' in checked.stdout
