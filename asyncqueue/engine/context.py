@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -58,6 +58,11 @@ def current_task() -> TaskContext:
     return _current.get()
 
 
-def enter(context: TaskContext) -> None:
-    """Make this the context of the current asyncio task (or thread's context copy)."""
-    _current.set(context)
+def enter(context: TaskContext) -> Token[TaskContext]:
+    """Make this the context of the current asyncio task (or thread's context copy), until ``leave``."""
+    return _current.set(context)
+
+
+def leave(token: Token[TaskContext]) -> None:
+    """Whatever was the context before ``enter`` is it again: an eager task runs inside of its sender."""
+    _current.reset(token)

@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from asyncqueue import names, wire
+from asyncqueue import wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Delivery
 from asyncqueue.clock import NANOSECONDS, Clock
-from asyncqueue.engine.context import TaskContext, enter
+from asyncqueue.engine.context import TaskContext, enter, leave
 from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarted, TaskStuck, TaskSucceeded, TaskUnknown
 from asyncqueue.engine.middleware import Middleware, wrapped
+from asyncqueue.engine.naming import name_problem, usable_task_id
 from asyncqueue.engine.outcome import (
     ATTEMPT_HEADER,
     CHECK_HEADER,
@@ -28,20 +29,17 @@ from asyncqueue.engine.outcome import (
     Retry,
     Rules,
     Succeeded,
-    Superseded,
     Unreadable,
     attempt_of,
     judge,
+    known_end,
 )
 from asyncqueue.engine.patience import Patience
-from asyncqueue.engine.registry import Bound, Registered, Registry
+from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
 from asyncqueue.errors import ArgumentError, BadMessage
 from asyncqueue.models import made
 from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
-
-_RAISED_BY_TASKS = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit)
-"""What ends a task and not its worker: a task that calls ``sys.exit`` has failed, that is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +89,12 @@ class Execution:
         try:
             signature = wire.decode_signature(delivery.body, self._rules().limits)
         except BadMessage as exc:
-            return Ran(delivery, None, Unreadable(exc.reason, str(exc), wire.readable_task_id(delivery.body) or ""))
-        problem = _name_problem(signature, delivery.queue)
+            return Ran(delivery, None, Unreadable(exc.reason, str(exc), _task_id_in(delivery)))
+        problem = name_problem(signature, delivery.queue)
         if problem:
-            return Ran(delivery, None, Unreadable("invalid_name", problem))
+            return _misnamed(delivery, signature, problem)
         if delivery.attempt > 1 and delivery.attempt > self._max_deliveries():
-            error = f"shown {delivery.attempt - 1} times without an end (limit {self._max_deliveries()})"
-            return Ran(delivery, signature, Exhausted(error))
+            return Ran(delivery, signature, await self._exhausted(delivery, signature))
         if self._checks_due and signature.eta is not None:
             early = (signature.eta - self._clock.now_ns()) / NANOSECONDS
             if early > 0:
@@ -109,7 +106,8 @@ class Execution:
         headers = signature.headers
         attempt = attempt_of(signature) if headers and ATTEMPT_HEADER in headers else 1
         if delivery.attempt > 1 or (headers and CHECK_HEADER in headers):
-            known = await self._known_end(signature, attempt, registered)
+            state = await self._state_of(signature)
+            known = known_end(state, signature, registered.options) if state is not None else None
             if known is not None:
                 return Ran(delivery, signature, known)
         try:
@@ -128,7 +126,7 @@ class Execution:
         if detailed:
             self._events.emit(TaskStarted(signature.uuid, signature.name, delivery.queue, context.attempt))
         began = self._clock.monotonic() if detailed else 0.0
-        enter(context)
+        token = enter(context)
         args, kwargs = bound.args, bound.kwargs
         if registered.context_parameter is not None:
             args, kwargs = registered.with_context(args, kwargs, context)
@@ -144,7 +142,9 @@ class Execution:
                 raise
             outcome = judge(exc, signature, registered.options)  # the task raised it by itself
             self._tell(outcome, delivery, signature, context.attempt, exc)
-        except _RAISED_BY_TASKS as exc:
+        except BaseException as exc:  # a task that calls sys.exit has failed, and its worker goes on
+            if _is_cancelled():
+                raise asyncio.CancelledError from exc  # it stumbled over our cancellation: that is not its own failure
             outcome = judge(exc, signature, registered.options)
             self._tell(outcome, delivery, signature, context.attempt, exc)
         else:
@@ -152,6 +152,7 @@ class Execution:
                 seconds = self._clock.monotonic() - began
                 self._events.emit(TaskSucceeded(signature.uuid, signature.name, delivery.queue, seconds))
         finally:
+            leave(token)
             for thread in threads:
                 self._tell_stuck(thread, signature)
         return Ran(delivery, signature, outcome)
@@ -183,7 +184,7 @@ class Execution:
 
     async def _in_thread(self, function: Callable[[], Any], threads: list[Future[Any]]) -> Any:
         context = contextvars.copy_context()
-        future = self._threads.submit(context.run, function)
+        future = self._threads.submit(context.run, _without_stop_iteration, function)
         threads.append(future)
         return await asyncio.wrap_future(future)
 
@@ -193,24 +194,22 @@ class Execution:
             self._events.emit(TaskStuck(signature.uuid, signature.name))
             self._left_running(thread, signature.uuid)
 
-    async def _known_end(self, signature: Signature, attempt: int, registered: Registered) -> Outcome | None:
-        """What the backend already knows of a message that may be a second copy."""
-        if self._backend is None:
-            return None
+    async def _exhausted(self, delivery: Delivery, signature: Signature) -> Outcome:
+        """Shown too often; but its state may say that the task itself came to its end, and only its ack did not."""
+        state = await self._state_of(signature)
+        if state is not None and state.is_completed:
+            known = known_end(state, signature, TaskOptions())
+            if known is not None:
+                return known
+        return Exhausted(f"shown {delivery.attempt - 1} times without an end (limit {self._max_deliveries()})")
+
+    async def _state_of(self, signature: Signature) -> TaskState | None:
+        """What the backend knows of a message that may be a second copy."""
         backend = self._backend
-        (state,) = await self._patience.insist("look up states", lambda: backend.get([signature.uuid]))
-        if state is None:
+        if backend is None:
             return None
-        recorded = state.attempt or 1
-        match state.state:
-            case State.SUCCESS:
-                return Succeeded(state.results or ())
-            case State.FAILURE:
-                return Failed(state.error)
-            case _ if recorded > attempt:
-                return Superseded(recorded, registered.options.backoff(attempt, signature.retry_timeout))
-            case _:
-                return None
+        (state,) = await self._patience.insist("look up states", lambda: backend.get([signature.uuid]))
+        return state
 
     def _tell(
         self, outcome: Outcome, delivery: Delivery, signature: Signature, attempt: int, error: BaseException
@@ -240,18 +239,35 @@ def started_state(signature: Signature, attempt: int) -> TaskState:
     )
 
 
-def _name_problem(signature: Signature, queue: str) -> str | None:
-    """UUIDs and queues become keys of the stores as they are: one that is somebody else's key would destroy it."""
-    if signature.uuid == queue or signature.uuid == signature.routing_key:
-        return f"task UUID {signature.uuid!r} is the name of a queue"
-    routed = signature.routing_key
-    return (
-        names.task_id_problem(signature.uuid)
-        or names.task_name_problem(signature.name)
-        or (names.queue_problem(routed) if routed and routed != queue else None)
+def _task_id_in(delivery: Delivery) -> str:
+    """The task UUID in bytes that are no signature, if it can be read and kept; else nothing."""
+    task_id = wire.readable_task_id(delivery.body)
+    return task_id if task_id and usable_task_id(task_id, delivery.queue) else ""
+
+
+def _misnamed(delivery: Delivery, signature: Signature, problem: str) -> Ran:
+    """Buried; who waits for the task is told all the same, by way of those names that can be used."""
+    if not usable_task_id(signature.uuid, delivery.queue):
+        return Ran(delivery, None, Unreadable("invalid_name", problem))
+    harmless = signature.with_changes(
+        on_success=None, chord_callback=None, routing_key=delivery.queue, name=delivery.queue
     )
+    on_error = None if name_problem(harmless, delivery.queue) else signature.on_error
+    return Ran(delivery, signature.with_changes(on_error=on_error), Unreadable("invalid_name", problem, signature.uuid))
+
+
+def _without_stop_iteration(function: Callable[[], Any]) -> Any:
+    """A future cannot carry ``StopIteration``: whoever waits for it would wait for ever. Coroutines turn it into
+    ``RuntimeError`` too."""
+    try:
+        return function()
+    except StopIteration as exc:
+        raise RuntimeError("the task raised StopIteration") from exc
 
 
 def _is_cancelled() -> bool:
-    task = asyncio.current_task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs: it is being thrown away with its loop
+        return True
     return task is not None and task.cancelling() > 0

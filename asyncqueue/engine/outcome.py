@@ -14,6 +14,7 @@ from asyncqueue.clock import NANOSECONDS
 from asyncqueue.engine.registry import TaskOptions
 from asyncqueue.errors import RetryTaskLater
 from asyncqueue.models import made
+from asyncqueue.retry import LONGEST, fibonacci
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import State, TaskResult, TaskState
 
@@ -127,10 +128,34 @@ def judge(error: BaseException, signature: Signature, options: TaskOptions) -> O
         limit = options.retry_later_limit
         if limit is not None and attempt >= limit:
             return Failed(f"{text} (this was run {attempt} of {limit})"[:MAX_ERROR_TEXT])
-        return Retry(text, max(0.0, error.delay), counts=False)
+        return Retry(text, _bounded(error.delay), counts=False)
     if signature.retry_count > 0 and isinstance(error, options.retry_on):
-        return Retry(text, options.backoff(attempt, signature.retry_timeout), counts=True)
+        return Retry(text, backed_off(signature, options), counts=True)
     return Failed(text)
+
+
+def backed_off(signature: Signature, options: TaskOptions) -> float:
+    """How long (seconds) a failed run waits for the next one. Machinery's waits stand in for a backoff that raises: it
+    is the user's code, and its mistake shall not cost the task its retries."""
+    attempt, previous = attempt_of(signature), signature.retry_timeout
+    try:
+        return _bounded(options.backoff(attempt, previous))
+    except Exception:
+        return fibonacci(attempt, previous)
+
+
+def known_end(state: TaskState, signature: Signature, options: TaskOptions) -> Outcome | None:
+    """What a recorded state makes of a message that may be a second copy; None: it is to be run."""
+    recorded = state.attempt or 1
+    match state.state:
+        case State.SUCCESS:
+            return Succeeded(state.results or ())
+        case State.FAILURE:
+            return Failed(state.error)
+        case _ if recorded > attempt_of(signature):
+            return Superseded(recorded, backed_off(signature, options))
+        case _:
+            return None
 
 
 def error_text(error: BaseException) -> str:
@@ -151,6 +176,8 @@ def settled(
             return Settled(delivery, Nack())
         case NotYet(delay):
             return Settled(delivery, Nack(delay))
+        case Unreadable(reason, error) if signature is not None:
+            return _failed(delivery, signature, error, Bury(reason, error), rules, now_ns)
         case Unreadable(reason, error, task_id):
             state = _failure(task_id, "", error, 0) if task_id else None
             return Settled(delivery, Bury(reason, error), state)
@@ -236,6 +263,11 @@ def callback_id(parent: Signature, kind: str, index: int) -> str:
     return f"task_{uuid5(NAMESPACE_OID, f'{parent.uuid}/{attempt_of(parent)}/{kind}/{index}')}"
 
 
+def _bounded(delay: float) -> float:
+    """A delay that is no number is none, and one beyond all bounds is a year."""
+    return 0.0 if delay != delay else min(max(0.0, float(delay)), LONGEST)
+
+
 def with_headers(signature: Signature, **changes: str) -> Signature:
     """A copy with these headers added; ``_`` in a name stands for ``-``."""
     named = {name.replace("_", "-"): value for name, value in changes.items()}
@@ -300,6 +332,7 @@ def _given_back(delivery: Delivery, signature: Signature, rules: Rules, now_ns: 
         signature.with_changes(eta=now_ns + int(delay * NANOSECONDS), routing_key=delivery.queue),
         aq_unknown_since=str(since),
         aq_unknown_times=str(times + 1),
+        aq_check="1",
     )
     return Settled(delivery, Ack(), publish=(message(back, rules.default_queue, now_ns),))
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from asyncqueue import names
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
 from asyncqueue.engine.middleware import PublishHook, finished
+from asyncqueue.engine.naming import name_problem
 from asyncqueue.engine.outcome import Rules, callback_id, message, pending
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Registry
 from asyncqueue.engine.settlement import Settlement
 from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
-from asyncqueue.signature import Signature, nested, new_task_id
+from asyncqueue.signature import Signature, new_task_id
 from asyncqueue.state import TaskState
 
 
@@ -79,7 +79,9 @@ class Publisher:
         rules = self._rules()
         now = self._clock.now_ns()
         filled = _filled(signature, rules.default_queue)
-        _check_names(filled)
+        problem = name_problem(filled, filled.routing_key)
+        if problem:
+            raise Refused(f"task {filled.name!r} cannot be sent: {problem}")
         registered = self._registry.find(filled.name)
         if registered is not None:
             registered.bind(filled)
@@ -129,23 +131,3 @@ def _filled(signature: Signature, default_queue: str) -> Signature:
             )
             filled = filled.with_changes(**{field: named})
     return filled
-
-
-def _check_names(signature: Signature) -> None:
-    """Raise ``Refused`` for a name that a worker would not take, in this signature or one inside it."""
-    problem = (
-        (names.task_id_problem(signature.uuid) if signature.uuid else None)
-        or names.task_name_problem(signature.name)
-        or (names.queue_problem(signature.routing_key) if signature.routing_key else None)
-        or _same_as_queue(signature)
-    )
-    if problem:
-        raise Refused(f"task {signature.name!r} cannot be sent: {problem}")
-    for each in nested(signature):
-        _check_names(each)
-
-
-def _same_as_queue(signature: Signature) -> str | None:
-    if signature.uuid and signature.uuid == signature.routing_key:
-        return f"task UUID {signature.uuid!r} is the name of its queue"
-    return None
