@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -54,7 +55,8 @@ class EagerRunner:
         queues = await broker.queues() if isinstance(broker, Inspector) else ()
         for queue in queues:
             for delivery in await broker.fetch(queue, 1, 0.0):
-                ran = await self._execution.run(delivery)
+                # in an asyncio task of its own: the context of the task must not stay with the sender
+                ran = await asyncio.create_task(self._execution.run(delivery))
                 item = settled(delivery, ran.signature, ran.outcome, self._rules(), self._clock.now_ns())
                 if item is not None:
                     await self._settlement.settle([item])
