@@ -15,7 +15,7 @@ from asyncqueue import names, urls, wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
 from asyncqueue.clock import SYSTEM_CLOCK, Clock
-from asyncqueue.config import Reloader, Settings, from_env, from_yaml
+from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
@@ -83,12 +83,8 @@ class Server:
         self.settings = settings or Settings()
         self.reload_path: Path | None = None
         self._settings_listeners: list[Callable[[Settings], None]] = []
-        self._rules = _rules_of(self.settings)
-        self._own_broker = broker if not isinstance(broker, str) else None
-        self._own_backend = backend if not isinstance(backend, str) else None
-        self._own_lock = lock if not isinstance(lock, str) else None
-        self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
-        urls.check(self._broker_url, self._backend_url, self._lock_url)
+        self._override: tuple[Settings, Settings] | None = None
+        self._choose(url, broker, backend, lock)
         self._connected: Connected | None = None
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._opening: asyncio.Lock | None = None
@@ -337,9 +333,36 @@ class Server:
             await self._closing.aclose()
             self._closing, self._lock = AsyncExitStack(), None
 
+    def override(self, path: str | os.PathLike[str]) -> None:
+        """Lay a YAML file, and the environment above it, over what the code says; before the first use.
+
+        It is for whoever runs a program that somebody else wrote. A key that neither of them sets stays as the code
+        has it. A worker of this server looks at the file every ten seconds and takes up what can be taken up while it
+        runs. Raises ``ConfigError``.
+        """
+        over = load(path)
+        said = over.model_fields_set
+        url, broker, backend, lock = self._chosen
+        self._override = self.settings, over
+        self.settings = layered(self.settings, over)
+        self._choose(
+            None if "broker" in said else url,
+            over.broker if "broker" in said else broker,
+            over.result_backend if "result_backend" in said else backend,
+            over.lock or lock,
+        )
+        self.reload_path = Path(path)
+
     def reloader(self, path: str | os.PathLike[str]) -> Reloader:
         """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
-        return Reloader(path, self.settings, self._apply, environ={})  # as from_yaml reads it: the file alone
+        if self._override is None:
+            return Reloader(path, self.settings, self._apply, environ={})  # as from_yaml reads it: the file alone
+        beneath, above = self._override
+
+        async def apply(settings: Settings, changed: frozenset[str]) -> None:
+            await self._apply(layered(beneath, settings), changed)
+
+        return Reloader(path, above, apply)
 
     def on_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` whenever settings were reloaded."""
@@ -356,6 +379,18 @@ class Server:
             _retune(self._connected, settings)
         for listener in self._settings_listeners:
             listener(settings)
+
+    def _choose(
+        self, url: str | None, broker: str | Broker | None, backend: str | Backend | None, lock: str | Lock | None
+    ) -> None:
+        """Take these, and the settings, for what the server is. Raises ``ConfigError`` for a URL that cannot work."""
+        self._chosen = url, broker, backend, lock
+        self._rules = _rules_of(self.settings)
+        self._own_broker = broker if not isinstance(broker, str) else None
+        self._own_backend = backend if not isinstance(backend, str) else None
+        self._own_lock = lock if not isinstance(lock, str) else None
+        self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
+        urls.check(self._broker_url, self._backend_url, self._lock_url)
 
     def _urls(self, url: str | None, broker: object, backend: object, lock: object) -> tuple[str, str, str]:
         """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
