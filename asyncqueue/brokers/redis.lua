@@ -83,9 +83,10 @@ end
 --       "g" group                 the items that follow are of this group (1 at first)
 --       "a" number                done
 --       "s" number id head tail   done, and this is its state
---       "x" number verdict a b id head tail mode pendings (id json)* messages (queue due later body)*
+--       "x" number verdict a b id head tail mode pendings (id json)* messages (queue due later body once)*
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
 --           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
+--           once: the key that remembers an earlier publish of this message, or ""
 -- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
 -- The group to claim for is the first one.
 
@@ -105,7 +106,7 @@ local function obstacle(id, old, mode, at)
   at = at + 1
   local from = at
   for n = 1, tonumber(ARGV[from]) do
-    local queue = ARGV[from + 4 * n - 3]
+    local queue = ARGV[from + 5 * n - 4]
     if not is_list_or_nothing(queue) then return queue end
   end
 end
@@ -132,8 +133,10 @@ local function apply(at)
         redis.call('SET', ARGV[pendings + 2 * n - 1], ARGV[pendings + 2 * n], unit, keep, 'NX')
       end
       for n = 1, tonumber(ARGV[messages]) do
-        local m = messages + 4 * n - 3
-        send(ARGV[m], ARGV[m + 1], ARGV[m + 2], ARGV[m + 3], delayed, unique .. '.' .. m, now)
+        local m = messages + 5 * n - 4
+        if ARGV[m + 4] == '' or redis.call('EXISTS', ARGV[m + 4]) == 0 then
+          send(ARGV[m], ARGV[m + 1], ARGV[m + 2], ARGV[m + 3], delayed, unique .. '.' .. m, now)
+        end
       end
       if verdict == 'b' then
         bury(KEYS[base + 6], size, a, b, worker, value)
@@ -144,7 +147,7 @@ local function apply(at)
       end
     end
   end
-  return messages + 1 + 4 * ARGV[messages]
+  return messages + 1 + 5 * ARGV[messages]
 end
 
 while i <= last do

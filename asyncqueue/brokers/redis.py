@@ -219,7 +219,7 @@ class RedisBroker:
             else:
                 bodies = [message.body for message in run]
                 args += ("p", queue, len(bodies), *bodies)
-        once = f"{_prefix(messages[0].queue)}once:{token}"
+        once = _once(messages[0].queue, token)
         await self._announce({message.queue for message in messages})
         await self._link.run(_PUBLISH, (self._delayed_key, once), args)
 
@@ -428,6 +428,7 @@ class RedisBroker:
         yield len(item.publish)
         for message in item.publish:
             yield from (message.queue, *self._due(message), message.body)
+            yield _once(message.queue, message.token) if message.token else ""
 
     # ------------------------------------------------------------------------------------------------ tend
 
@@ -534,6 +535,11 @@ def _prefix(queue: str) -> str:
     if opening >= 0 and closing > opening + 1:
         return f"{{{queue[opening + 1 : closing]}}}:aq:{queue}:"
     return f"{{{queue}}}:aq:"
+
+
+def _once(queue: str, token: str) -> str:
+    """The key that remembers a publish whose first token this is."""
+    return f"{_prefix(queue)}once:{token}"
 
 
 @lru_cache(1024)

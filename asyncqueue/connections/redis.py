@@ -95,7 +95,9 @@ def _parse_socket(rest: str) -> RedisAddress:
     rest, _, query = rest.partition("?")
     if query:
         raise ValueError("a unix socket has no options")
-    login, _, path = rest.rpartition("@/") if not rest.startswith("/") else ("", "", rest[1:])
+    login, slash, path = ("", "/", rest[1:]) if rest.startswith("/") else rest.partition("@/")
+    if not slash:
+        raise ValueError("the path must begin with a slash")
     path, _, db = path.partition(":/")
     if not path:
         raise ValueError("the path is missing")

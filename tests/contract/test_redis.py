@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
 import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
 
 from asyncqueue.backends.redis import RedisBackend
+from asyncqueue.brokers.base import Ack, Bury, Message, Nack, Settled
 from asyncqueue.brokers.redis import RedisBroker
+from asyncqueue.connections.redis import parse_url
+from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.locks.redis import RedisLock
-from asyncqueue.testing.backend_contract import KEPT, BackendContract
-from asyncqueue.testing.broker_contract import BrokerContract
-from asyncqueue.testing.inspector_contract import InspectorContract
-from asyncqueue.testing.lock_contract import LockContract
+from asyncqueue.signature import Arg, Signature
+from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.testing import (
+    BackendContract,
+    BrokerContract,
+    InspectorContract,
+    JointContract,
+    LockContract,
+)
 from asyncqueue.testing.suite import Suite
-from tests.services import free_port
+from asyncqueue.wire import decode_signature, decode_state, encode_signature, encode_state
+from tests.conftest import StartServer
+from tests.services import RedisServer, free_port
 
 LEASE = 2.0
+KEPT = 3600.0
+SENT_AT = 1_735_787_045_123_456_789
+CANARY = "s3cret-c4nary"
+
+# what one worker and its senders need, and nothing else: docs/brokers/redis.md shows the same list
+ACL = (
+    "~machinery_tasks ~{machinery_tasks}:aq:* ~delayed_tasks ~{delayed_tasks}:aq:* ~aq:queues ~task_* ~lock_*"
+    " &__redis__:invalidate -@all +ping +info +select +client|id +client|setname +client|tracking"
+    " +subscribe +eval +evalsha +time +type +exists +get +set +del +unlink +mget +pexpire"
+    " +hget +hset +hdel +hkeys +hlen +hexists +lpop +rpop +lpush +rpush +llen +lrange +blmove"
+    " +zadd +zrem +zscore +zrange +zrangebyscore +zremrangebyscore +zcard +xadd +xrange +xlen +xdel"
+)
 
 
 class OnRedis(Suite):
@@ -50,9 +83,839 @@ class TestRedisBackend(OnRedis, BackendContract):
         return RedisBackend(self.nobody())
 
 
+class TestRedisJoint(OnRedis, JointContract):
+    async def make_broker(self) -> RedisBroker:
+        return RedisBroker(self.url, lease=LEASE, delayed_poll=0.1)
+
+    async def make_backend(self) -> RedisBackend:
+        return RedisBackend(self.url)
+
+
 class TestRedisLock(OnRedis, LockContract):
     async def make_lock(self) -> RedisLock:
         return RedisLock(self.url)
 
     async def make_unreachable(self) -> RedisLock:
         return RedisLock(self.nobody())
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the same database that knows nothing of us, as redis-cli or Go would be."""
+    async with Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), protocol=2) as client:
+        yield client
+
+
+@asynccontextmanager
+async def opened(*things: Any) -> AsyncIterator[Any]:
+    """Open; close in reverse."""
+    try:
+        for thing in things:
+            await thing.open()
+        yield things[0] if len(things) == 1 else things
+    finally:
+        for thing in reversed(things):
+            await thing.close()
+
+
+def signature(name: str, queue: str = "q", **fields: Any) -> Signature:
+    return Signature(uuid=f"task_{name}", name=name, routing_key=queue, **fields)
+
+
+def message(name: str, queue: str = "q", **fields: Any) -> Message:
+    return Message(encode_signature(signature(name, queue)), queue, f"task_{name}", **fields)
+
+
+def pending(name: str) -> TaskState:
+    return TaskState(task_uuid=f"task_{name}", task_name=name, created_at=SENT_AT)
+
+
+def success(name: str, *results: TaskResult) -> TaskState:
+    return TaskState(task_uuid=f"task_{name}", task_name=name, state=State.SUCCESS, results=results)
+
+
+async def keys(redis: Redis) -> dict[str, int]:
+    """Every key and its time to live (seconds; -1 for ever)."""
+    return {key.decode(): await redis.ttl(key) for key in await redis.keys("*")}
+
+
+async def comes(what: Callable[[], Awaitable[Any]], until: float = 20.0) -> Any:
+    """The first answer that is not empty."""
+    async with asyncio.timeout(until):
+        while not (answer := await what()):
+            await asyncio.sleep(0.02)
+        return answer
+
+
+# ------------------------------------------------------------------------------------------- ways to reach it
+
+
+async def go_all_the_way(url: str) -> None:
+    """Everything that a worker and its sender do, once."""
+    queue = "machinery_tasks"
+    broker, backend, lock = RedisBroker(url, lease=LEASE), RedisBackend(url), RedisLock(url)
+    async with opened(broker, backend, lock):
+        twin = broker.twin()
+        async with opened(twin):
+            assert await broker.identity() == await backend.identity() == await twin.identity()
+            waiting = asyncio.create_task(broker.fetch(queue, 1, 20))
+            await broker.submit([pending("a")], [message("a", queue)], KEPT)
+            taken = list(await waiting) or list(await broker.fetch(queue, 1, 20))
+            assert list(await twin.extend(taken)) == []
+            endings = backend.watch(["task_a"])
+            ending = asyncio.ensure_future(anext(endings))
+            await broker.settle([Settled(taken[0], Ack(), success("a"))], KEPT)
+            task_id, state = await asyncio.wait_for(ending, 20)
+            assert (task_id, state.state, state.created_at) == ("task_a", State.SUCCESS, SENT_AT)
+            await endings.aclose()
+            later = message("b", queue, not_before=1.0)
+            await broker.publish([later, replace(message("c", queue), token="once")])
+            await broker.tend([queue])
+            two = list(await broker.fetch(queue, 10, 0))
+            await broker.nack(two[:1])
+            await broker.nack(two[1:], delay=0.01)
+            assert (await broker.depth(queue)).delayed == 1
+            (again,) = await broker.fetch(queue, 10, 0)
+            await broker.bury([again], "reason", "error")
+            (dead,) = await broker.dead(queue, 10)
+            assert await broker.requeue(queue, [dead.id]) == 1
+            assert await broker.queues() == [queue]
+            assert len(await broker.peek(queue, 10)) + len(await broker.delayed(10)) >= 1
+            assert await broker.purge(queue) >= 1
+            await backend.forget(["task_a"])
+            token = await lock.acquire("lock_a", 10)
+            assert token
+            assert await lock.renew("lock_a", token, 10)
+            assert await lock.release("lock_a", token)
+
+
+async def test_plain_tcp_works(redis_url: str) -> None:
+    await go_all_the_way(redis_url)
+
+
+async def test_tls_works_and_a_certificate_nobody_vouches_for_is_refused(redis_tls_url: str) -> None:
+    await go_all_the_way(redis_tls_url)
+    broker = RedisBroker(redis_tls_url.partition("?")[0])
+    with pytest.raises(Refused, match="certificate"):
+        await broker.open()
+    await broker.close()
+
+
+async def test_a_certificate_for_another_name_is_refused(redis_tls_url: str) -> None:
+    broker = RedisBroker(redis_tls_url.replace("localhost", "127.0.0.2", 1))
+    with pytest.raises((Refused, Unavailable)) as caught:
+        await broker.open()
+    assert "127.0.0.2" in str(caught.value)
+    await broker.close()
+
+
+async def test_a_unix_socket_with_password_works(start_server: StartServer) -> None:
+    server = start_server(RedisServer(password=CANARY))
+    await go_all_the_way(server.socket_url)
+    await go_all_the_way(f"{server.socket_url}:/3")
+    assert str(server.socket_path) in RedisBroker(server.socket_url).address
+
+
+async def test_a_user_with_no_more_rights_than_documented_can_do_everything(start_server: StartServer) -> None:
+    server = start_server(RedisServer(password="other", acl={"worker": f"on >{CANARY} {ACL}"}))
+    await go_all_the_way(f"redis://worker:{CANARY}@127.0.0.1:{server.port}/2")
+
+
+async def test_what_a_user_may_not_do_is_refused_with_the_reason(start_server: StartServer) -> None:
+    server = start_server(RedisServer(acl={"worker": f"on >{CANARY} {ACL}"}))
+    async with opened(RedisBroker(f"redis://worker:{CANARY}@127.0.0.1:{server.port}")) as broker:
+        with pytest.raises(Refused, match="permission"):
+            await broker.publish([message("a", "not-mine")])
+
+
+# ------------------------------------------------------------------------------------------------------ URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", ("localhost", 6379, "", 0, None, None)),
+        ("redis://h", ("h", 6379, "", 0, None, None)),
+        ("redis://h:1/2", ("h", 1, "", 2, None, None)),
+        ("redis://h/2/3", ("h", 6379, "", 2, None, None)),
+        ("redis://[::1]:7/0", ("::1", 7, "", 0, None, None)),
+        ("redis://word@h", ("h", 6379, "", 0, None, "word")),
+        ("redis://:word@h", ("h", 6379, "", 0, None, "word")),
+        ("redis://me:w%2Fo%40rd@h", ("h", 6379, "", 0, "me", "w/o@rd")),
+        ("redis+socket:///tmp/r.sock", ("localhost", 6379, "/tmp/r.sock", 0, None, None)),
+        ("redis+socket:///tmp/r.sock:/5", ("localhost", 6379, "/tmp/r.sock", 5, None, None)),
+        ("redis+socket:///tmp/@/r.sock", ("localhost", 6379, "/tmp/@/r.sock", 0, None, None)),
+        ("redis+socket://word@/tmp/r@2.sock", ("localhost", 6379, "/tmp/r@2.sock", 0, None, "word")),
+        ("redis+socket://me:word@/tmp/r.sock:/1", ("localhost", 6379, "/tmp/r.sock", 1, "me", "word")),
+    ],
+)
+def test_a_url_says_where_and_who(url: str, expected: tuple[object, ...]) -> None:
+    address = parse_url(url)
+    found = (address.host, address.port, address.path, address.db, address.username, address.password)
+    assert found == expected
+    assert address.tls is None
+
+
+def test_rediss_verifies_certificate_and_name() -> None:
+    tls = parse_url("rediss://h").tls
+    assert tls is not None
+    assert (tls.verify_mode.name, tls.check_hostname) == ("CERT_REQUIRED", True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redys://:{CANARY}@h",
+        f"redis:/:{CANARY}@h",
+        f"redis://:{CANARY}/x@h:1",
+        f"redis://:{CANARY}#x@h:1",
+        f"redis://:{CANARY}?x@h:1",
+        f"redis://:{CANARY}@h:port",
+        f"redis://:{CANARY}@h:99999",
+        f"redis://:{CANARY}@h/db",
+        f"redis://:{CANARY}@h/1?unknown=1",
+        f"redis://:{CANARY}@h/1?ssl_ca_certs=x",
+        f"redis://:{CANARY}@h:1,h:2",
+        f"rediss://:{CANARY}@h?ssl_ca_certs=/no/such/file",
+        f"redis+socket://:{CANARY}@",
+        f"redis+socket://:{CANARY}@/a:/b",
+    ],
+)
+def test_a_url_that_cannot_work_is_an_error_that_shows_no_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisBroker(url)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert CANARY not in shown
+    assert "expected" in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------- secrets
+
+
+async def failures(url: str) -> list[AsyncQueueError]:
+    """What opening and using each driver raises at this URL."""
+    found: list[AsyncQueueError] = []
+    for thing in (RedisBroker(url, connect_timeout=2), RedisBackend(url, connect_timeout=2), RedisLock(url)):
+        for verb in (thing.open, thing.open):
+            with pytest.raises(AsyncQueueError) as caught:
+                await verb()
+            found.append(caught.value)
+        await thing.close()
+    return found
+
+
+def assert_hidden(errors: Sequence[BaseException], place: str) -> None:
+    for error in errors:
+        assert place in str(error)
+        shown = "".join(traceback.format_exception(error)) + repr(error)
+        assert CANARY not in shown
+
+
+async def test_no_error_shows_the_password(start_server: StartServer) -> None:
+    server = start_server(RedisServer(password="other"))
+    port = free_port()
+    assert_hidden(await failures(f"redis://:{CANARY}@127.0.0.1:{server.port}/0"), f"127.0.0.1:{server.port}")
+    assert_hidden(await failures(f"redis://me:{CANARY}@127.0.0.1:{server.port}/0"), f"127.0.0.1:{server.port}")
+    assert_hidden(await failures(f"redis://me:{CANARY}@127.0.0.1:{port}/0"), f"127.0.0.1:{port}")
+    assert_hidden(await failures(f"redis+socket://me:{CANARY}@/no/such.sock"), "/no/such.sock")
+
+
+async def test_a_server_that_repeats_what_it_was_sent_betrays_nothing(start_server: StartServer) -> None:
+    server = start_server(RedisServer(options={"rename-command": 'AUTH ""'}))
+    assert_hidden(await failures(f"redis://:{CANARY}@127.0.0.1:{server.port}/0"), f"127.0.0.1:{server.port}")
+
+
+def test_neither_address_nor_repr_shows_the_password() -> None:
+    url = f"redis://me:{CANARY}@h:1/0"
+    for thing in (RedisBroker(url), RedisBackend(url), RedisLock(url)):
+        assert thing.address == "h:1"
+        assert CANARY not in repr(thing)
+    assert CANARY not in repr(parse_url(url))
+
+
+# ---------------------------------------------------------------------------------------- what a server says
+
+
+async def test_a_wrong_password_is_refused_at_first_and_unavailable_later(start_server: StartServer) -> None:
+    server = start_server(RedisServer(password=CANARY))
+    wrong = RedisBroker(f"redis://:wrong@127.0.0.1:{server.port}")
+    with pytest.raises(Refused):
+        await wrong.open()
+    await wrong.close()
+    async with opened(RedisBroker(server.url)) as broker:
+        server.call("CONFIG", "SET", "requirepass", "changed")
+        server.password = "changed"
+        server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        for _ in range(2):  # the connection is gone; then we are not let in
+            with pytest.raises(Unavailable):
+                await broker.publish([message("a")])
+        server.call("CONFIG", "SET", "requirepass", CANARY)
+        server.password = CANARY
+        await broker.publish([message("a")])
+
+
+async def test_a_server_that_is_too_old_is_refused() -> None:
+    info = b"redis_version:6.0.16\r\nrun_id:x\r\nuptime_in_seconds:1\r\nmaxmemory_policy:noeviction\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            for _ in range(data.count(b"*")):
+                writer.write(b"$%d\r\n%s\r\n" % (len(info), info))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        broker = RedisBroker(f"redis://127.0.0.1:{port}")
+        with pytest.raises(Refused, match=r"6\.0.*6\.2"):
+            await broker.open()
+        await broker.close()
+
+
+async def test_a_server_that_may_drop_keys_is_warned_of(start_server: StartServer) -> None:
+    server = start_server(RedisServer(options={"maxmemory-policy": "allkeys-lru"}))
+    async with opened(RedisBroker(server.url)) as broker:
+        (warning,) = broker.warnings
+        assert "allkeys-lru" in warning
+        assert "noeviction" in warning
+
+
+async def test_a_good_server_is_not_warned_of(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        assert list(broker.warnings) == []
+
+
+async def test_a_replica_is_unavailable_until_it_is_promoted(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    async with opened(RedisBroker(server.url)) as broker:
+        server.call("REPLICAOF", "127.0.0.1", str(free_port()))
+        with pytest.raises(Unavailable):
+            await broker.publish([message("a")])
+        with pytest.raises(Unavailable):
+            await broker.fetch("q", 1, 0)
+        server.call("REPLICAOF", "NO", "ONE")
+        await broker.publish([message("a")])
+        assert len(await broker.fetch("q", 1, 0)) == 1
+
+
+async def test_a_busy_server_is_unavailable(start_server: StartServer) -> None:
+    server = start_server(RedisServer(options={"busy-reply-threshold": "1"}))
+    async with opened(RedisBroker(server.url)) as broker:
+        async with Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as other:
+            endless = asyncio.ensure_future(other.eval("while true do end", 0))
+            await asyncio.sleep(0.1)
+            with pytest.raises(Unavailable):
+                await broker.publish([message("a")])
+            server.call("SCRIPT", "KILL")
+            await asyncio.wait({endless})
+            assert endless.exception() is not None
+        await broker.publish([message("a")])
+
+
+async def test_a_full_server_takes_no_messages_and_still_serves_what_it_has(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    async with opened(RedisBroker(server.url, lease=LEASE), RedisBackend(server.url)) as (broker, backend):
+        names = "abcdef"
+        await broker.submit([pending(name) for name in names], [message(name) for name in names], KEPT)
+        held = list(await broker.fetch("q", 2, 0))
+        server.call("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(Unavailable, match="full"):
+            await broker.publish([message("g")])
+        with pytest.raises(Unavailable, match="full"):
+            await broker.submit([pending("g")], [message("g")], KEPT)
+        assert list(await broker.extend(held)) == []
+        await broker.settle([Settled(held[0], Ack(), success("a"))], KEPT)
+        await broker.nack(held[1:])
+        taken = list(await broker.fetch("q", 10, 0))
+        assert [decode_signature(one.body).name for one in taken] == list("bcdef")
+        assert (await backend.get(["task_a"]))[0].state is State.SUCCESS
+        waiting = asyncio.create_task(broker.fetch("q", 1, 20))  # BLMOVE is refused: it polls
+        await asyncio.sleep(0.3)
+        await broker.nack(taken[:1])
+        assert len(await waiting) == 1
+        await broker.tend(["q"])
+        await broker.bury(taken[1:2], "reason", "error")
+        await broker.ack(taken[2:])
+
+
+# ------------------------------------------------------------------------------------------- keys and Go
+
+
+async def test_what_a_sender_leaves_is_what_machinery_leaves(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        later = signature("later", eta=4_000_000_000 * 10**9)
+        await broker.submit([pending("a"), pending("later")], [message("a")], KEPT)
+        await broker.publish([Message(encode_signature(later), "q", later.uuid, not_before=4e9)])
+        await backend.begin([pending("b")])
+    assert await keys(redis) == {
+        "q": -1,
+        "delayed_tasks": -1,
+        "task_a": 3600,
+        "task_later": 3600,
+        "task_b": 3600,
+        "aq:queues": -1,  # ours: a list for people to look at
+    }
+    assert await redis.lrange("q", 0, -1) == [encode_signature(signature("a"))]
+    assert await redis.zrange("delayed_tasks", 0, -1, withscores=True) == [(encode_signature(later), 4e18)]
+    assert await redis.get("task_a") == encode_state(pending("a"))
+    assert await redis.get("task_b") == encode_state(pending("b"))
+
+
+async def test_keys_without_an_expiry_are_few_and_known(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url, lease=LEASE)) as broker:
+        await broker.submit([pending("a")], [message("a"), message("b"), message("c")], KEPT)
+        await broker.publish([message("d", token="token")])
+        a, b, c, _ = await broker.fetch("q", 10, 0)
+        next_one = Settled(a, Ack(), success("a"), pending=(pending("n"),), publish=(message("n"),))
+        await broker.settle([next_one, Settled(b, Nack(60.0)), Settled(c, Bury("reason", "error"))], KEPT)
+        lasting = {key for key, ttl in (await keys(redis)).items() if ttl == -1}
+        worker = next(key for key in lasting if ":proc:" in key)
+        assert lasting == {"q", "aq:queues", "{q}:aq:workers", "{q}:aq:later", "{q}:aq:dead", worker}
+    lasting = {key for key, ttl in (await keys(redis)).items() if ttl == -1}
+    assert lasting == {"q", "aq:queues", "{q}:aq:later", "{q}:aq:dead"}
+
+
+async def test_a_worker_that_settled_everything_leaves_nothing_behind(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.publish([message("a"), message("b")])
+        await broker.ack(await broker.fetch("q", 10, 1))
+    assert set(await keys(redis)) == {"aq:queues"}
+
+
+@pytest.mark.parametrize("queue", ["q", "a:b", "{tag}", "a{b}c", "a{b}{c}", "machinery_tasks"])
+async def test_every_key_of_a_queue_lies_in_its_slot(queue: str, redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url, lease=LEASE)) as broker:
+        await broker.publish([message("a", queue, token="t"), message("b", queue), message("c", queue)])
+        _, b, c = await broker.fetch(queue, 10, 0)
+        await broker.nack([b], delay=60)
+        await broker.bury([c], "reason", "error")
+        slots = {key_slot(key.encode()) for key in await keys(redis) if key != "aq:queues"}
+        assert slots == {key_slot(queue.encode())}
+
+
+async def test_hand_written_machinery_json_is_served(redis_url: str, redis: Redis) -> None:
+    body = b'{"UUID": "task_1", "Name": "add", "Args": [{"Type": "int64", "Value": 1}]}'
+    await redis.rpush("q", body)
+    async with opened(RedisBroker(redis_url)) as broker:
+        (taken,) = await broker.fetch("q", 10, 0)
+        assert (taken.body, taken.attempt) == (body, 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"UUID":"1","Name":"add","RoutingKey":"q","ETA":"2025-01-02T03:04:05Z","Args":null}',
+        b'{ "Name":"add", "Args":[{"Value":"\\"RoutingKey\\":\\"x\\""}], "RoutingKey":"q" }',
+        b'{"routingkey":"q"}',
+        b'{"UUID":"\\u0031","Name":"a\\"dd","RoutingKey":"q"}',
+    ],
+)
+async def test_what_go_delayed_is_promoted_unchanged(body: bytes, redis_url: str, redis: Redis) -> None:
+    await redis.zadd("delayed_tasks", {body: 1_735_787_045_123_456_789})
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.tend([])
+        assert await redis.lrange("q", 0, -1) == [body]
+        assert await redis.zcard("delayed_tasks") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "undecodable"),
+        (b"\xff\x00", "undecodable"),
+        (b"[" * 5000, "undecodable"),
+        (b'"RoutingKey":"q"', "undecodable"),
+        (b'{"RoutingKey":""}', "undecodable"),
+        (b'{"RoutingKey":7}', "undecodable"),
+        (b'{"UUID":"","Name":"","RoutingKey":"delayed_tasks"}', "wrong_key"),
+        (b'{"UUID":"","Name":"","RoutingKey":"{q}:aq:workers"}', "wrong_key"),
+    ],
+)
+async def test_delayed_junk_goes_to_a_dead_letter_and_holds_nothing_up(
+    body: bytes, reason: str, redis_url: str, redis: Redis
+) -> None:
+    good = encode_signature(signature("good"))
+    await redis.zadd("delayed_tasks", {body: 1, good: 2, b"later": 4e18})
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.tend([])
+        assert await redis.lrange("q", 0, -1) == [good]
+        (dead,) = await broker.dead("delayed_tasks", 10)
+        assert (dead.body, dead.reason) == (body, reason)
+
+
+async def test_another_delayed_set_can_be_named(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url, delayed_tasks_key="later_tasks")) as broker:
+        await broker.publish([message("a", not_before=4e9)])
+        assert await redis.zcard("later_tasks") == 1
+
+
+async def test_many_due_messages_are_promoted_in_few_calls(redis_url: str, redis: Redis) -> None:
+    due = {encode_signature(signature(f"n{number}")): number + 1.0 for number in range(1_200)}
+    await redis.zadd("delayed_tasks", due)
+    async with opened(RedisBroker(redis_url)) as broker:
+        pauses = [await broker.tend([]) for _ in range(3)]
+        assert pauses[:2] == [0.0, 0.0]
+        assert await redis.lrange("q", 0, -1) == list(due)
+
+
+async def test_tending_comes_back_when_the_next_one_is_due(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url, lease=100.0, delayed_poll=9.0)) as broker:
+        assert await broker.tend(["q"]) == 9.0
+        now = float((await redis.time())[0])
+        await broker.publish([message("a", not_before=now + 4)])
+        assert 2.0 < await broker.tend(["q"]) <= 4.0
+        await broker.publish([message("b")])
+        await broker.nack(await broker.fetch("q", 1, 0), delay=2.0)
+        assert 0.5 < await broker.tend(["q"]) <= 2.0
+
+
+async def test_empty_elements_wake_and_are_nothing_else(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        await redis.rpush("q", b"", b"a", b"", b"b", b"")
+        assert [one.body for one in await broker.fetch("q", 2, 0)] == [b"a", b"b"]
+        waiting = asyncio.create_task(broker.fetch("q", 1, 20))
+        await redis.rpush("q", b"")
+        await comes(lambda: _none_waiting(redis))
+        await redis.rpush("q", b"c")
+        assert [one.body for one in await waiting] == [b"c"]
+        assert await broker.peek("q", 10) == []
+
+
+async def _none_waiting(redis: Redis) -> bool:
+    return await redis.llen("q") == 0
+
+
+async def test_numbers_and_bytes_come_through_every_script_unharmed(redis_url: str, redis: Redis) -> None:
+    big = Arg(type="uint64", value=2**64 - 1), Arg(type="int64", value=-(2**63)), Arg(type="string", value='☃\x00"')
+    body = encode_signature(signature("a", args=big))
+    results = TaskResult(type="int64", value=2**63 - 1), TaskResult(type="json", value={"CreatedAt": "x", "State": "y"})
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        await broker.submit([pending("a")], [Message(body, "q", "task_a")], KEPT)
+        await broker.nack(await broker.fetch("q", 1, 0))
+        await broker.nack(await broker.fetch("q", 1, 0), delay=0.001)
+        await asyncio.sleep(0.01)
+        await broker.tend(["q"])
+        await broker.bury(await broker.fetch("q", 1, 0), "reason", "error")
+        (dead,) = await broker.dead("q", 1)
+        await broker.requeue("q", [dead.id])
+        (taken,) = await broker.fetch("q", 1, 0)
+        assert taken.body == body
+        await broker.settle([Settled(taken, Ack(), success("a", *results))], KEPT)
+        expected = success("a", *results).model_copy(update={"created_at": SENT_AT})
+        assert await redis.get("task_a") == encode_state(expected)
+        assert list(await backend.get(["task_a"])) == [expected]
+
+
+async def test_a_state_that_go_wrote_keeps_its_name_and_its_time(redis_url: str, redis: Redis) -> None:
+    old = (
+        b'{"TaskUUID":"task_a","TaskName":"a\\"State\\":\\"SUCCESS","State":"STARTED","Results":null,"Error":"",'
+        b'"CreatedAt":"2025-01-02T03:04:05.1Z","TTL":0}'
+    )
+    await redis.set("task_a", old)
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.put([TaskState(task_uuid="task_a", state=State.FAILURE, error="oh")])
+        written = await redis.get("task_a")
+        assert written == old.replace(b"STARTED", b"FAILURE").replace(b'"Error":""', b'"Error":"oh"')
+        assert decode_state(written).task_name == 'a"State":"SUCCESS'
+
+
+# ---------------------------------------------------------------------------------- other people's accidents
+
+
+async def test_a_key_of_another_type_is_named_and_other_queues_go_on(redis_url: str, redis: Redis) -> None:
+    await redis.set("wrong", "x")
+    async with opened(RedisBroker(redis_url)) as broker:
+        for verb in (
+            lambda: broker.fetch("wrong", 1, 0),
+            lambda: broker.publish([message("a"), message("a", "wrong")]),
+            lambda: broker.submit([pending("a")], [message("a"), message("a", "wrong")], KEPT),
+            lambda: broker.depth("wrong"),
+            lambda: broker.purge("wrong"),
+            lambda: broker.peek("wrong", 10),
+        ):
+            with pytest.raises(Refused, match="wrong"):
+                await verb()
+        assert await redis.exists("q", "task_a") == 0, "half of a batch"
+        await broker.tend(["wrong", "q"])
+        await broker.publish([message("a")])
+        assert len(await broker.fetch("q", 1, 1)) == 1
+        assert await redis.get("wrong") == b"x"
+
+
+async def test_a_state_is_never_written_over_something_else(redis_url: str, redis: Redis) -> None:
+    """A task whose UUID is the name of a queue must not wipe it out."""
+    await redis.rpush("task_q", "waiting")
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        for verb in (
+            lambda: backend.begin([pending("q")]),
+            lambda: backend.put([pending("q")]),
+            lambda: backend.put([success("q")]),
+            lambda: broker.submit([pending("q")], [message("q")], KEPT),
+        ):
+            with pytest.raises(Refused, match="task_q"):
+                await verb()
+        await broker.publish([message("q"), message("b"), message("c"), message("d")])
+        one, two, three, four = await broker.fetch("q", 10, 0)
+        await broker.settle(
+            [
+                Settled(one, Ack(), success("q")),
+                Settled(two, Ack(), success("b"), pending=(pending("q"),)),
+                Settled(three, Ack(), success("c"), publish=(message("x", "task_d"),)),
+                Settled(four, Ack(), success("d")),
+            ],
+            KEPT,
+        )
+        assert await redis.lrange("task_q", 0, -1) == [b"waiting"]
+        assert await redis.llen("task_d") == 1  # the third one's callback came first
+        dead = await broker.dead("q", 10)
+        assert [(one.reason, decode_signature(one.body).name) for one in dead] == [
+            ("wrong_key", "q"),
+            ("wrong_key", "b"),
+            ("wrong_key", "d"),
+        ]
+
+
+async def test_a_callback_to_a_key_of_another_type_buries_its_sender(redis_url: str, redis: Redis) -> None:
+    await redis.set("wrong", "x")
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.publish([message("a")])
+        (taken,) = await broker.fetch("q", 1, 0)
+        await broker.settle([Settled(taken, Ack(), success("a"), publish=(message("b", "wrong"),))], KEPT)
+        (dead,) = await broker.dead("q", 10)
+        assert (dead.reason, "wrong" in dead.error) == ("wrong_key", True)
+
+
+async def test_a_flush_under_a_worker_stops_nobody(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        await broker.publish([message("a")])
+        held = list(await broker.fetch("q", 1, 0))
+        await redis.flushdb()
+        assert list(await broker.extend(held)) == held
+        await broker.settle([Settled(held[0], Ack(), success("a"))], KEPT)
+        assert list(await backend.get(["task_a"])) == [None]
+        await broker.publish([message("b")])
+        taken = await comes(lambda: broker.fetch("q", 1, 1))
+        assert [decode_signature(one.body).name for one in taken] == ["b"]
+        await broker.ack(taken)
+        assert list(await broker.fetch("q", 1, 0.05)) == []
+
+
+async def test_losing_its_scripts_is_no_harm_to_a_worker(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        await redis.script_flush()
+        await broker.publish([message("a")])
+        await redis.script_flush()
+        taken = await broker.fetch("q", 1, 0)
+        await redis.script_flush()
+        await broker.settle([Settled(taken[0], Ack())], KEPT)
+        await redis.script_flush()
+        await broker.tend(["q"])
+        assert list(await broker.extend(taken)) == list(taken)
+
+
+async def test_the_dead_letter_is_capped(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url, dead_letter_size=100)) as broker:
+        for _ in range(3):
+            await broker.publish([message(f"n{number}") for number in range(300)])
+            await broker.bury(await broker.fetch("q", 300, 0), "reason", "error")
+        assert 100 <= (await broker.depth("q")).dead <= 300
+
+
+# ------------------------------------------------------------------------------------------ step, leases
+
+
+async def test_a_step_settles_and_fetches_in_one_call(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.submit([pending(name) for name in "ab"], [message(name) for name in "ab"], KEPT)
+        (first,) = await broker.step([], KEPT, "q", 1)
+        before = (await redis.info("stats"))["total_commands_processed"]
+        (second,) = await broker.step([Settled(first, Ack(), success("a"))], KEPT, "q", 10)
+        stats = await redis.info("commandstats")
+        assert stats["cmdstat_evalsha"]["calls"] >= 2
+        assert before > 0
+        assert decode_state(await redis.get("task_a")).is_success
+        assert list(await broker.extend([first, second])) == [first]
+
+
+async def test_a_step_beside_a_waiting_fetch_settles_and_takes_nothing(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url), RedisBroker(redis_url)) as (broker, other):
+        await broker.publish([message("a")])
+        (first,) = await broker.fetch("q", 1, 0)
+        waiting = asyncio.create_task(broker.fetch("q", 1, 20))
+        await asyncio.sleep(0)
+        assert list(await broker.step([Settled(first, Ack())], KEPT, "q", 10)) == []
+        assert list(await broker.extend([first])) == [first]
+        await other.publish([message("b")])
+        assert [decode_signature(one.body).name for one in await waiting] == ["b"]
+
+
+async def test_one_batch_settles_deliveries_of_many_queues_and_workers(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url), RedisBroker(redis_url), RedisBackend(redis_url)) as (one, two, backend):
+        await one.publish([message(name, queue) for queue in ("q", "r") for name in (f"{queue}1", f"{queue}2")])
+        batch = [
+            Settled(delivery, Ack(), success(decode_signature(delivery.body).name))
+            for broker in (one, two)
+            for queue in ("q", "r")
+            for delivery in await broker.fetch(queue, 1, 0)
+        ]
+        assert len(batch) == 4
+        await two.twin().close()
+        twin = one.twin()
+        async with opened(twin):
+            await twin.settle(batch[::2] + batch[1::2], KEPT)
+        found = await backend.get(["task_q1", "task_q2", "task_r1", "task_r2"])
+        assert [state.state for state in found if state] == [State.SUCCESS] * 4
+        for queue in ("q", "r"):
+            assert (await one.depth(queue)).held == 0
+
+
+async def test_an_idle_worker_keeps_its_lease_while_it_waits(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url, lease=0.6), RedisBroker(redis_url, lease=0.6)) as (broker, other):
+        await broker.publish([message("a")])
+        (held,) = await broker.fetch("q", 1, 0)
+        waiting = asyncio.create_task(broker.fetch("q", 1, 1.5))
+        while not waiting.done():
+            await other.tend(["q"])
+            await asyncio.sleep(0.05)
+        assert list(await waiting) == []
+        assert list(await broker.extend([held])) == []
+
+
+async def test_what_a_dead_worker_held_comes_back_with_no_other_traffic(redis_url: str) -> None:
+    lease = 1.0
+    dead, other = RedisBroker(redis_url, lease=lease), RedisBroker(redis_url, lease=lease)
+    async with opened(other):
+        await dead.open()
+        await dead.publish([message("a"), message("b")])
+        held = await dead.fetch("q", 10, 0)
+        await dead._link.close()  # it dies: nothing is given back
+        loop = asyncio.get_running_loop()
+        died_at = loop.time()
+        waiting = asyncio.create_task(other.fetch("q", 10, 30))
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=await other.tend(["q"]))
+        again = await waiting
+        assert [(one.body, one.attempt) for one in again] == [(one.body, 2) for one in held]
+        assert loop.time() - died_at < 10 * lease
+
+
+async def test_what_only_its_inbox_held_comes_back_uncounted(redis_url: str, redis: Redis) -> None:
+    lease = 0.5
+    async with opened(RedisBroker(redis_url, lease=lease), RedisBroker(redis_url, lease=lease)) as (dead, other):
+        await dead.fetch("q", 1, 0)
+        (worker,) = await redis.zrange("{q}:aq:workers", 0, -1)
+        await redis.rpush(b"{q}:aq:inbox:" + worker, b"landed")  # as BLMOVE does, whose reply nobody read
+
+        async def taken() -> Any:
+            await other.tend(["q"])
+            return await other.fetch("q", 1, 0)
+
+        (again,) = await comes(taken)
+        assert (again.body, again.attempt) == (b"landed", 1)
+        assert list(await dead.fetch("q", 1, 0)) == []
+        await redis.rpush(b"{q}:aq:inbox:" + worker, b"late")  # what a broken connection still carried
+        (again,) = await comes(taken)
+        assert again.body == b"late"
+
+
+async def test_a_dead_worker_of_many_messages_is_taken_over_in_order(redis_url: str) -> None:
+    lease = 1.0
+    async with opened(RedisBroker(redis_url, lease=lease), RedisBroker(redis_url, lease=lease)) as (dead, other):
+        names = [f"n{number:04}" for number in range(1_700)]
+        await dead.publish([message(name) for name in names])
+        held = [*await dead.fetch("q", 1_000, 0), *await dead.fetch("q", 1_000, 0)]
+        assert len(held) == 1_700
+
+        async def all_there() -> bool:
+            await other.tend(["q"])
+            return (await other.depth("q")).ready == 1_700
+
+        await comes(all_there)
+        again = [*await other.fetch("q", 1_000, 0), *await other.fetch("q", 1_000, 0)]
+        assert [one.body for one in again] == [one.body for one in held]
+        assert {one.attempt for one in again} == {2}
+        await dead.ack(held)
+        assert list(await other.extend(again[:500])) == []
+
+
+async def test_the_queues_that_were_used_are_known_to_others(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url), RedisBroker(redis_url)) as (broker, other):
+        await broker.publish([message("a", "b-queue")])
+        await broker.fetch("a-queue", 1, 0)
+        assert await other.queues() == ["a-queue", "b-queue"]
+
+
+# ------------------------------------------------------------------------------------------------- watching
+
+
+async def test_a_state_that_anybody_wrote_wakes(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.begin([pending("a"), pending("b"), pending("c")])
+        endings = backend.watch(["task_a", "task_b", "task_c"])
+        first = asyncio.ensure_future(anext(endings))
+        await comes(lambda: _is_tracked(redis))
+        await redis.set("task_a", encode_state(success("a")), ex=60)
+        assert (await asyncio.wait_for(first, 20))[0] == "task_a"
+        await redis.delete("task_b")
+        assert await asyncio.wait_for(anext(endings), 20) == ("task_b", None)
+        await redis.flushdb()
+        assert await asyncio.wait_for(anext(endings), 20) == ("task_c", None)
+        await endings.aclose()
+
+
+async def _is_tracked(redis: Redis) -> bool:
+    return bool((await redis.info("stats"))["tracking_total_keys"])
+
+
+async def test_a_watch_survives_the_loss_of_its_connections(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBackend(redis_url, client_name="watcher")) as backend:
+        await backend.begin([pending("a")])
+        endings = backend.watch(["task_a"])
+        first = asyncio.ensure_future(anext(endings))
+        await comes(lambda: _is_tracked(redis))
+        for client in await redis.client_list():
+            if client["name"] == "watcher" and client["sub"] != "0":
+                await redis.client_kill_filter(_id=client["id"])
+        await redis.set("task_a", encode_state(success("a")), ex=60)
+        assert (await asyncio.wait_for(first, 20))[0] == "task_a"
+        await endings.aclose()
+
+
+async def test_a_server_that_does_not_tell_is_polled(start_server: StartServer) -> None:
+    server = start_server(RedisServer(acl={"worker": f"on >{CANARY} {ACL.replace('+client|tracking', '')}"}))
+    async with opened(RedisBackend(f"redis://worker:{CANARY}@127.0.0.1:{server.port}")) as backend:
+        await backend.begin([pending("a")])
+        endings = backend.watch(["task_a"])
+        first = asyncio.ensure_future(anext(endings))
+        await asyncio.sleep(0.1)
+        await backend.put([success("a")])
+        assert (await asyncio.wait_for(first, 20))[0] == "task_a"
+        await endings.aclose()
+
+
+async def test_a_watch_ends_when_the_server_is_gone_and_works_when_it_is_back(redis_server: RedisServer) -> None:
+    async with opened(RedisBackend(redis_server.url)) as backend:
+        await backend.begin([pending("a")])
+        endings = backend.watch(["task_a"])
+        first = asyncio.ensure_future(anext(endings))
+        await asyncio.sleep(0.1)
+        redis_server.kill()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(first, 20)
+        redis_server.start()
+        await comes(lambda: _writes(backend))
+        assert await asyncio.wait_for(anext(backend.watch(["task_a"])), 20) == (
+            "task_a",
+            success("a").model_copy(update={"created_at": SENT_AT}),
+        )
+
+
+async def _writes(backend: RedisBackend) -> bool:
+    try:
+        await backend.put([success("a")])
+    except Unavailable:
+        return False
+    return True
