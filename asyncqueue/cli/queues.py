@@ -1,0 +1,65 @@
+"""`asyncqueue queues` and `asyncqueue purge`: what waits, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import click
+
+from asyncqueue.brokers.base import QueueDepth
+from asyncqueue.cli.output import json_option, one_line, print_json, print_table
+from asyncqueue.cli.target import Address, addressed, split
+from asyncqueue.server import Server
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[MODULE:SERVER]")
+@json_option
+@addressed
+def queues(words: Sequence[str], as_json: bool, address: Address) -> None:
+    """List the queues: how many messages are ready, held by workers, delayed, dead.
+
+    --json: a list of {queue, ready, held, delayed, dead}.
+    """
+    target, _ = split(words)
+    found = asyncio.run(_queues(address.server(target)))
+    rows = [(each.queue, each.ready, each.held, each.delayed, each.dead) for each in found]
+    columns = ("queue", "ready", "held", "delayed", "dead")
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_table(columns, rows, "There is no queue.")
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="[MODULE:SERVER] QUEUE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@addressed
+def purge(words: Sequence[str], yes: bool, as_json: bool, address: Address) -> None:
+    """Drop what waits in QUEUE, for good.
+
+    What workers hold, what is delayed and what is in the dead letter stays.
+
+    --json: {queue, purged}.
+    """
+    target, (queue,) = split(words, "QUEUE")
+    server = address.server(target)
+    if not yes:
+        click.confirm(f"Drop all that waits in queue {one_line(queue)!r}, for good?", abort=True, err=True)
+    purged = asyncio.run(_purge(server, queue))
+    if as_json:
+        print_json({"queue": queue, "purged": purged})
+    else:
+        click.echo(f"{purged} dropped")
+
+
+async def _queues(server: Server) -> list[QueueDepth]:
+    async with server:
+        return await server.queues()
+
+
+async def _purge(server: Server, queue: str) -> int:
+    async with server:
+        return await server.purge(queue)
