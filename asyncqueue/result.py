@@ -31,6 +31,7 @@ class AsyncResult(Generic[R]):
         self._backend = backend
         self._value_of = value_of
         self._final: TaskState | None = None
+        self._was_there = signature is not None
 
     def __repr__(self) -> str:
         return f"<AsyncResult {self.task_id} {self._final.state.value if self._final else '…'}>"
@@ -96,11 +97,12 @@ class AsyncResult(Generic[R]):
     def _seen(self, state: TaskState | None) -> TaskState:
         if state is None:
             raise self._gone()
+        self._was_there = True
         if state.is_completed:
             self._final = state
         return state
 
     def _gone(self) -> ResultExpired | ResultUnknown:
-        if self.signature is not None:
-            return ResultExpired(f"the entry of task {self.task_id} was there when it was sent, and has expired")
+        if self._was_there:
+            return ResultExpired(f"the entry of task {self.task_id} was there, and has expired or was dropped")
         return ResultUnknown(f"there is no entry of task {self.task_id}: it was never sent, or it expired")

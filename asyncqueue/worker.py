@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Self
 
 from asyncqueue.config import Settings
@@ -18,6 +18,7 @@ from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ConfigError
 from asyncqueue.server import Server
 
+_END_AFTER_CANCEL = 0.4
 _SETTLE_AFTER_CANCEL = 5.0
 _MOST_THREADS = 1_000
 
@@ -206,13 +207,16 @@ class Worker:
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()
         self._started.set()
+        consuming = asyncio.create_task(consumer.run(execution), name="asyncqueue-consumer")
+        asked = asyncio.create_task(self._stop_asked.wait())
         try:
-            consuming = asyncio.create_task(consumer.run(execution), name="asyncqueue-consumer")
-            asked = asyncio.create_task(self._stop_asked.wait())
             await asyncio.wait({consuming, asked}, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
             await self._end(consumer, consuming)
         finally:
+            asked.cancel()
+            if not consuming.done():  # we are being cancelled ourselves
+                consuming.cancel()
+                await asyncio.wait({consuming})
             if reloading is not None:
                 reloading.cancel()
             server.off_settings(self._resize)
@@ -228,11 +232,16 @@ class Worker:
             await asyncio.wait({consuming, hurry}, timeout=self.grace, return_when=asyncio.FIRST_COMPLETED)
             if not consuming.done():
                 consumer.cancel_running()
-                await asyncio.wait({consuming}, timeout=0.5 if self._hurry.is_set() else _SETTLE_AFTER_CANCEL)
+                await asyncio.wait({consuming}, timeout=_END_AFTER_CANCEL)
+            if not consuming.done() and not consumer.running:
+                await asyncio.wait(
+                    {consuming, hurry}, timeout=_SETTLE_AFTER_CANCEL, return_when=asyncio.FIRST_COMPLETED
+                )
             if not consuming.done():
                 consuming.cancel()  # the stores are away, or a task does not let itself be cancelled
-            with suppress(asyncio.CancelledError):  # we cancelled it, just above
-                await consuming
+            await asyncio.wait({consuming})
+            if not consuming.cancelled():
+                consuming.result()
         finally:
             hurry.cancel()
 

@@ -25,6 +25,8 @@ class Batcher(Generic[T]):
         self._waiting: deque[tuple[Sequence[T], asyncio.Future[None]]] = deque()
         self._busy = False
         self._rest: asyncio.Task[None] | None = None
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
 
     async def add(self, items: Sequence[T]) -> None:
         """Flush these, together with what others add; returns when they are flushed."""
@@ -34,6 +36,7 @@ class Batcher(Generic[T]):
             await done
             return
         self._busy = True
+        self._at_rest.clear()
         try:
             for start in range(0, len(items), self._max_items):
                 await self._flush(items[start : start + self._max_items])
@@ -41,12 +44,15 @@ class Batcher(Generic[T]):
             if self._waiting:
                 self._rest = asyncio.get_running_loop().create_task(self._flush_rest())
             else:
-                self._busy = False
+                self._stop()
 
     async def close(self) -> None:
         """Wait until everything that was added is flushed."""
-        while self._rest is not None and not self._rest.done():
-            await asyncio.wait([self._rest])
+        await self._at_rest.wait()
+
+    def _stop(self) -> None:
+        self._busy = False
+        self._at_rest.set()
 
     async def _flush_rest(self) -> None:
         try:
@@ -64,7 +70,7 @@ class Batcher(Generic[T]):
                 else:
                     _tell(waiters, None)
         finally:
-            self._busy = False
+            self._stop()
 
     def _next(self) -> tuple[list[T], list[asyncio.Future[None]]]:
         items: list[T] = []

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from asyncqueue import wire
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker, Delivery, Tended
+from asyncqueue.brokers.base import Broker, Bury, Delivery, Settled, Tended
 from asyncqueue.clock import Clock
-from asyncqueue.engine.events import Events, LeasesLost, LoopBlocked, StoreRefused
+from asyncqueue.engine.events import Events, HookFailed, LeasesLost, LoopBlocked, StoreRefused
 from asyncqueue.engine.execution import Execution, Ran
 from asyncqueue.engine.leases import LeaseKeeper
-from asyncqueue.engine.outcome import Cancelled, Lost, Rules, settled
+from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotYet, Rules, error_text, settled
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settlement import Settlement
 from asyncqueue.engine.settler import Settler
 from asyncqueue.engine.slots import Slots
-from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
+from asyncqueue.errors import ArgumentError, AsyncQueueError, BadMessage, Refused, Unavailable
 
 WAIT = 1.0
 """How long (seconds) one fetch waits for a message, and so how long a stop may take to be noticed by a fetch."""
@@ -32,6 +33,7 @@ _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
 _REFUSED_PAUSE = 2.0
 _MOST_AT_ONCE = 1_000
+_LAST_CHANCE = 0.5
 
 
 class Consumer:
@@ -65,11 +67,13 @@ class Consumer:
         self._max_batch = min(broker.capabilities.max_batch, _MOST_AT_ONCE)
         self._execution: Execution | None = None
         self._running: dict[asyncio.Task[None], Delivery] = {}
-        self._lost: set[Delivery] = set()
+        self._lost: set[Hashable] = set()
         self._threads: dict[Future[Any], str] = {}
+        self._stubborn: tuple[str, ...] = ()
         self._stopping = asyncio.Event()
         self._quiet = asyncio.Event()
         self._idle_queues: set[str] = set()
+        self._taken = 0
         self._leases = LeaseKeeper(broker, clock=clock, lost=self._on_lost, blocked=self._on_blocked)
         self._settler = Settler(
             settlement,
@@ -77,6 +81,7 @@ class Consumer:
             events=events,
             patience=patience,
             settled=self._leases.release,
+            failed=self._failed,
             max_batch=self._max_batch,
         )
         self.started = self._settler.started
@@ -88,8 +93,9 @@ class Consumer:
 
     @property
     def stuck(self) -> Sequence[str]:
-        """UUIDs of tasks whose run is over and whose thread is not."""
-        return tuple(self._threads.values())
+        """UUIDs of tasks that were given up and go on: in a thread, or in a coroutine that does not let itself be
+        cancelled."""
+        return (*self._threads.values(), *self._stubborn)
 
     def left_running(self, thread: Future[Any], task_id: str) -> None:
         """A thread outlived its run: it keeps a slot until it ends."""
@@ -104,21 +110,33 @@ class Consumer:
         self._leases.start()
         settling = asyncio.create_task(self._settler.run(), name="asyncqueue-settler")
         tending = asyncio.create_task(self._tend(), name="asyncqueue-tender")
+        working = asyncio.create_task(self._work(), name="asyncqueue-feeds")
         try:
-            async with asyncio.TaskGroup() as feeds:
-                for queue in self._queues:
-                    feeds.create_task(self._feed(queue), name=f"asyncqueue-feed-{queue}")
-            await self._all_ended()
-            await self._settler.drained()
+            # neither the settler nor the tender ends by itself: if one does, it failed, and so has the consumer
+            await asyncio.wait({settling, tending, working}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (settling, tending, working):
+                if task.done():
+                    task.result()
         finally:
-            for task in (tending, settling, *self._running):
+            for task in (working, tending, settling, *self._running):
                 task.cancel()
-            await asyncio.gather(tending, settling, *self._running, return_exceptions=True)
+            await asyncio.wait({working, tending, settling})
+            if self._running:
+                _, stubborn = await asyncio.wait(self._running, timeout=_LAST_CHANCE)
+                self._stubborn = tuple(wire.readable_task_id(self._running[task].body) or "?" for task in stubborn)
             await self._leases.stop()
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as feeds:
+            for queue in self._queues:
+                feeds.create_task(self._feed(queue), name=f"asyncqueue-feed-{queue}")
+        await self._all_ended()
+        await self._settler.drained()
 
     def stop(self) -> None:
         """Fetch no more; what runs goes on, what was not begun goes back."""
         self._stopping.set()
+        self._slots.close()
 
     def cancel_running(self) -> None:
         """Cancel what runs; it goes back to its queue."""
@@ -127,12 +145,9 @@ class Consumer:
 
     async def all_idle(self) -> None:
         """Wait until every queue was found empty and nothing runs or waits to be settled."""
-        while True:
-            await self._quiet.wait()
-            await self._settler.drained()
-            if self._is_quiet():
-                return
+        while not self._is_quiet():
             self._quiet.clear()
+            await self._quiet.wait()
 
     # — fetching —
 
@@ -155,12 +170,13 @@ class Consumer:
                     poll = min(_LAST_POLL, poll * 2)
                     continue
             self._slots.give(taken - len(got))
-            self._note(queue, got)
             if got:
+                poll = _FIRST_POLL
                 await self._begin(got)
 
     async def _fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
         """One fetch that ends by itself even while the broker is away: the loop above asks again."""
+        mark = self._taken if self._is_calm() else None
         try:
             got = await self._patience.insist(
                 f"fetch from {queue}", lambda: self._fetch_unless_stopping(queue, limit, wait)
@@ -170,16 +186,22 @@ class Consumer:
             await self._pause(_REFUSED_PAUSE)
             return ()
         self._leases.hold(got)
+        self._note(queue, got, mark)
         return got
 
     async def _fetch_unless_stopping(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
-        if self._stopping.is_set():
+        if self._stopping.is_set() or limit < 1:
             return ()
         return await self._broker.fetch(queue, limit, wait)
 
     async def _allowed(self) -> bool:
-        if self._may_consume is None or await self._may_consume():
+        if self._may_consume is None:
             return True
+        try:
+            if await self._may_consume():
+                return True
+        except Exception as exc:  # the user's own code: not now, then
+            self._events.emit(HookFailed("pre_consume", error_text(exc), exc))
         await self._pause(_LAST_POLL)
         return False
 
@@ -223,25 +245,38 @@ class Consumer:
         try:
             ran = await self._execution.run(delivery)
         except asyncio.CancelledError:
-            ran = Ran(delivery, None, Lost() if delivery in self._lost else Cancelled())
-        if delivery in self._lost:
-            self._lost.discard(delivery)
+            ran = Ran(delivery, None, Lost() if delivery.receipt in self._lost else Cancelled())
+        except Refused as exc:
+            self._events.emit(StoreRefused("look up a state", str(exc)))
+            ran = Ran(delivery, None, NotYet(_REFUSED_PAUSE))
+        if delivery.receipt in self._lost:
+            self._lost.discard(delivery.receipt)
             ran = Ran(delivery, ran.signature, Lost())
-        self._settler.ended(
-            delivery, settled(delivery, ran.signature, ran.outcome, self._rules(), self._clock.now_ns())
-        )
+        self._settler.ended(delivery, self._settled(ran))
+
+    def _settled(self, ran: Ran) -> Settled | None:
+        try:
+            return settled(ran.delivery, ran.signature, ran.outcome, self._rules(), self._clock.now_ns())
+        except ArgumentError as exc:  # a callback would be given what no message can say
+            return self._failed(ran.delivery, error_text(exc))
+
+    def _failed(self, delivery: Delivery, error: str) -> Settled | None:
+        """What settles a delivery as a failure; None where it is no signature."""
+        try:
+            signature = wire.decode_signature(delivery.body, self._rules().limits)
+        except BadMessage:
+            return None
+        return settled(delivery, signature, Failed(error), self._rules(), self._clock.now_ns())
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         delivery = self._running.pop(task)
         self._slots.give()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # not the task's own error, which is an outcome: the lease ends, and the message is shown again
-            self._leases.release(delivery)
+            # not the task's own error, which is an outcome, but ours: where it is looked at, nothing is lost
+            self._settler.ended(delivery, Settled(delivery, Bury("internal_error", error_text(error))))
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a delivery could not be brought to an end", "exception": error, "task": task}
             )
-        if self._is_quiet():
-            self._quiet.set()
 
     async def _all_ended(self) -> None:
         while self._running:
@@ -266,7 +301,7 @@ class Consumer:
             self._leases.release(delivery)
         victims = [(task, held) for task, held in self._running.items() if held.receipt in lost]
         for task, held in victims:
-            self._lost.add(held)
+            self._lost.add(held.receipt)
             task.cancel()
         if victims:
             self._events.emit(LeasesLost(len(victims), victims[0][1].queue))
@@ -292,16 +327,22 @@ class Consumer:
                 again = _REFUSED_PAUSE
             await asyncio.sleep(max(0.001, again) * random.uniform(0.9, 1.0))
 
-    def _note(self, queue: str, got: Sequence[Delivery]) -> None:
+    def _note(self, queue: str, got: Sequence[Delivery], mark: int | None) -> None:
+        """A queue counts as empty when a fetch found nothing, and nothing was under way here from its begin to its end
+        that could have filled it."""
         if got:
-            self._idle_queues.discard(queue)
-            return
-        self._idle_queues.add(queue)
-        if self._is_quiet():
+            self._taken += len(got)
+            self._idle_queues.clear()
+        elif mark == self._taken and self._is_calm():
+            self._idle_queues.add(queue)
             self._quiet.set()
 
+    def _is_calm(self) -> bool:
+        """Whether nothing is under way here that could still send something."""
+        return not self._running and self._settler.is_drained
+
     def _is_quiet(self) -> bool:
-        return not self._running and len(self._idle_queues) == len(self._queues)
+        return self._is_calm() and len(self._idle_queues) == len(self._queues)
 
 
 def slots_for(concurrency: int, prefetch: int) -> Slots:

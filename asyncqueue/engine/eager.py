@@ -10,7 +10,7 @@ from asyncqueue.brokers.base import Broker, Inspector, Message, Settled
 from asyncqueue.clock import Clock
 from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.outcome import Rules, settled
-from asyncqueue.engine.settlement import Settlement
+from asyncqueue.engine.settlement import Settlement, Submission
 from asyncqueue.state import TaskState
 
 
@@ -23,8 +23,8 @@ class EagerSettlement:
     async def settle(self, batch: Sequence[Settled]) -> None:
         await self._inner.settle([replace(item, publish=_due(item.publish)) for item in batch])
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
-        await self._inner.submit(states, _due(messages))
+    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
+        return self._inner.submission(states, _due(messages))
 
 
 class EagerRunner:

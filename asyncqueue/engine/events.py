@@ -214,6 +214,21 @@ class StoreRefused(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class HookFailed(Event):
+    """A hook of the user raised."""
+
+    hook: str
+    error: str
+    exception: BaseException | None = None
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"the hook {self.hook} failed: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
 class LoopBlocked(Event):
     """The event loop did not turn for ``seconds``; ``stack`` shows where it stands. Leases are kept meanwhile."""
 
@@ -259,7 +274,8 @@ class Events:
         return bool(self._listeners) or self._log.isEnabledFor(logging.DEBUG)
 
     def listen(self, listener: Listener) -> None:
-        """Call ``listener`` with every event from now on, in the loop of the worker."""
+        """Call ``listener`` with every event from now on, in the loop of the worker; with ``LoopBlocked`` from another
+        thread, since that loop does not turn."""
         self._listeners.append(listener)
 
     def use_logger(self, logger: logging.Logger) -> None:

@@ -13,7 +13,7 @@ from asyncqueue import wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Delivery
 from asyncqueue.clock import NANOSECONDS, Clock
-from asyncqueue.engine.context import TaskContext, enter, leave
+from asyncqueue.engine.context import TaskContext, enter
 from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarted, TaskStuck, TaskSucceeded, TaskUnknown
 from asyncqueue.engine.middleware import Middleware, wrapped
 from asyncqueue.engine.naming import name_problem, usable_task_id
@@ -85,7 +85,8 @@ class Execution:
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
-        """Everything from the bytes to the outcome. Raises only ``CancelledError``, when somebody cancels it."""
+        """Everything from the bytes to the outcome. Raises ``CancelledError`` when somebody cancels it, and ``Refused``
+        when the backend does not let a state be looked up."""
         try:
             signature = wire.decode_signature(delivery.body, self._rules().limits)
         except BadMessage as exc:
@@ -126,7 +127,7 @@ class Execution:
         if detailed:
             self._events.emit(TaskStarted(signature.uuid, signature.name, delivery.queue, context.attempt))
         began = self._clock.monotonic() if detailed else 0.0
-        token = enter(context)
+        enter(context)
         args, kwargs = bound.args, bound.kwargs
         if registered.context_parameter is not None:
             args, kwargs = registered.with_context(args, kwargs, context)
@@ -152,7 +153,6 @@ class Execution:
                 seconds = self._clock.monotonic() - began
                 self._events.emit(TaskSucceeded(signature.uuid, signature.name, delivery.queue, seconds))
         finally:
-            leave(token)
             for thread in threads:
                 self._tell_stuck(thread, signature)
         return Ran(delivery, signature, outcome)
@@ -208,7 +208,10 @@ class Execution:
         backend = self._backend
         if backend is None:
             return None
-        (state,) = await self._patience.insist("look up states", lambda: backend.get([signature.uuid]))
+        try:
+            (state,) = await self._patience.insist("look up states", lambda: backend.get([signature.uuid]))
+        except BadMessage:  # somebody wrote there what is no state: then nothing is known
+            return None
         return state
 
     def _tell(

@@ -19,13 +19,14 @@ from asyncqueue.signature import Signature, new_task_id
 from asyncqueue.state import TaskState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
-    """One checked signature with the state and the message that go out for it."""
+    """One checked signature with the state and the message that go out for it. ``is_sent``: the broker has it."""
 
     signature: Signature
     state: TaskState
     message: Message
+    is_sent: bool = False
 
 
 class Publisher:
@@ -62,8 +63,11 @@ class Publisher:
         ``PublishUnknown`` when the broker went away and may have the messages.
         """
         outgoing = [self._prepared(await self._hooked(signature)) for signature in signatures]
-        if outgoing:
-            await self._batcher.add(outgoing)
+        try:
+            if outgoing:
+                await self._batcher.add(outgoing)
+        except Unavailable as exc:
+            raise self._unknown([each for each in outgoing if not each.is_sent], exc) from exc
         return [each.signature for each in outgoing]
 
     async def close(self) -> None:
@@ -97,18 +101,16 @@ class Publisher:
         return Outgoing(filled, pending(filled, now), ready)
 
     async def _flush(self, outgoing: Sequence[Outgoing]) -> None:
-        states = [each.state for each in outgoing]
-        messages = [each.message for each in outgoing]
-        try:
-            await self._patience.insist(
-                f"publish to {self._address}",
-                lambda: self._settlement.submit(states, messages),
-                budget=self._timeout(),
-            )
-        except Unavailable as exc:
-            ids = tuple(each.signature.uuid for each in outgoing)
-            shown = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({ids[0]}, …)"
-            raise PublishUnknown(f"cannot say whether {shown} reached {self._address}: {exc}", ids) from exc
+        submission = self._settlement.submission([each.state for each in outgoing], [each.message for each in outgoing])
+        await self._patience.insist(f"publish to {self._address}", submission, budget=self._timeout())
+        for each in outgoing:
+            each.is_sent = True
+
+    def _unknown(self, outgoing: Sequence[Outgoing], error: Unavailable) -> PublishUnknown:
+        """The error for a caller whose messages left together with those of others: it speaks of the caller's own."""
+        ids = tuple(each.signature.uuid for each in outgoing)
+        shown = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({ids[0]}, …)"
+        return PublishUnknown(f"cannot say whether {shown} reached {self._address}: {error}", ids)
 
 
 def _filled(signature: Signature, default_queue: str) -> Signature:

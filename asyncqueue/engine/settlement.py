@@ -11,6 +11,10 @@ from asyncqueue.state import TaskState
 
 T = TypeVar("T")
 
+Submission = Callable[[], Awaitable[None]]
+"""A step that records PENDING, then publishes. Raises ``Unavailable``: then the same step may be asked for again. It
+begins no state anew that it has begun: the task may have ended in the meantime."""
+
 
 class Settlement(Protocol):
     """Makes a batch of ``Settled`` true in the stores. Safe to repeat after any error."""
@@ -19,8 +23,8 @@ class Settlement(Protocol):
         """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
         asked for again."""
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
-        """Record PENDING, then publish. Raises ``Unavailable``: asking again with the same messages is safe."""
+    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
+        """The step that sends these."""
 
 
 class OrderedSettlement:
@@ -41,10 +45,18 @@ class OrderedSettlement:
         await self._publish([message for item in batch for message in item.publish])
         await self._let_go(batch)
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
-        if self._backend is not None and states:
-            await self._backend.begin(states)
-        await self._publish(messages)
+    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
+        backend = self._backend
+        is_begun = backend is None or not states
+
+        async def submit() -> None:
+            nonlocal is_begun
+            if backend is not None and not is_begun:
+                await backend.begin(states)
+                is_begun = True
+            await self._publish(messages)
+
+        return submit
 
     async def _record(self, batch: Sequence[Settled]) -> None:
         if self._backend is None:
@@ -92,8 +104,8 @@ class AtomicSettlement:
     async def settle(self, batch: Sequence[Settled]) -> None:
         await in_parts(batch, self._max_batch, lambda part: self._store.settle(part, self._backend.results_expire_in))
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message]) -> None:
-        await self._store.submit(states, messages, self._backend.results_expire_in)
+    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
+        return lambda: self._store.submit(states, messages, self._backend.results_expire_in)
 
 
 async def settlement_of(broker: Broker, backend: Backend | None) -> Settlement:

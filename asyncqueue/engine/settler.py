@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Delivery, Settled
+from asyncqueue.brokers.base import Bury, Delivery, Settled
 from asyncqueue.engine.events import Events, MessageBuried, StoreRefused
 from asyncqueue.engine.execution import started_state
+from asyncqueue.engine.outcome import MAX_ERROR_TEXT
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settlement import Settlement
-from asyncqueue.errors import Refused
 from asyncqueue.signature import Signature
 from asyncqueue.state import State
 
@@ -24,8 +24,9 @@ lasts twice as long is."""
 class Settler:
     """Settles what ended, one batch at a time, and tries again while the stores are away.
 
-    ``settled`` is called with every delivery whose end is recorded. STARTED is written from here too, so that it can
-    never overtake the end of the same run.
+    ``settled`` is called with every delivery whose end is recorded. ``failed`` says what settles a delivery as a
+    failure with that error, for a result that a store refuses; None where there is no such thing. STARTED is written
+    from here too, so that it can never overtake the end of the same run.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Settler:
         events: Events,
         patience: Patience,
         settled: Callable[[Delivery], None],
+        failed: Callable[[Delivery, str], Settled | None],
         max_batch: int,
     ) -> None:
         self._settlement = settlement
@@ -43,6 +45,7 @@ class Settler:
         self._events = events
         self._patience = patience
         self._settled = settled
+        self._failed = failed
         self._max_batch = max_batch
         self._ended: deque[Settled] = deque()
         self._fresh: dict[Hashable, tuple[Signature, int]] = {}
@@ -80,6 +83,11 @@ class Settler:
         """Wait while more has ended than the stores keep up with: what runs no further need not be fetched."""
         await self._room.wait()
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether everything that ended is settled."""
+        return self._idle.is_set()
+
     async def drained(self) -> None:
         """Wait until everything that ended is settled."""
         await self._idle.wait()
@@ -100,14 +108,14 @@ class Settler:
     async def _settle(self, batch: list[Settled]) -> None:
         try:
             await self._patience.insist("settle tasks", lambda: self._settlement.settle(batch))
-        except Refused as exc:
+        except Exception as exc:  # refused, or a value that cannot be written: one bad item must not stop a worker
             await self._settle_refused(batch, exc)
             return
         for item in batch:
             self._tell(item)
             self._settled(item.delivery)
 
-    async def _settle_refused(self, batch: list[Settled], error: Refused) -> None:
+    async def _settle_refused(self, batch: list[Settled], error: Exception) -> None:
         """The store said no to a batch: find the item it is about, so that one does not hold up the others."""
         if len(batch) > 1:
             for item in batch:
@@ -115,11 +123,20 @@ class Settler:
             return
         (item,) = batch
         self._events.emit(StoreRefused("settle a task", str(error)))
-        simpler = _without_what_was_refused(item, error)
+        simpler = self._simpler(item, f"{type(error).__name__}: {error}"[:MAX_ERROR_TEXT])
         if simpler is not None:
             await self._settle([simpler])
             return
-        self._settled(item.delivery)  # the lease ends, and the message is shown again
+        self._settled(item.delivery)  # not even the dead letter takes it: the lease ends, and it is shown again
+
+    def _simpler(self, item: Settled, error: str) -> Settled | None:
+        """An end that the store may take where it refused this one: FAILURE that says why; then the dead letter, with
+        nothing recorded; then none."""
+        if item.state is not None and item.state.state is State.SUCCESS:
+            return self._failed(item.delivery, f"the result could not be stored: {error}")
+        if item.state is None and not item.publish and isinstance(item.verdict, Bury):
+            return None
+        return Settled(item.delivery, Bury("refused", error))
 
     async def _report_started(self) -> None:
         self._report = False
@@ -132,7 +149,7 @@ class Settler:
         states = [started_state(signature, attempt) for signature, attempt in due.values()]
         try:
             await self._patience.insist("record STARTED", lambda: backend.put(states))
-        except Refused as exc:
+        except Exception as exc:  # it is only news; the end of these runs is recorded all the same
             self._events.emit(StoreRefused("record STARTED", str(exc)))
 
     def _time_to_report(self) -> None:
@@ -142,17 +159,9 @@ class Settler:
             self._wake.set()
 
     def _tell(self, item: Settled) -> None:
-        reason = getattr(item.verdict, "reason", None)
-        if reason is not None:
-            task_id = item.state.task_uuid if item.state else ""
-            self._events.emit(MessageBuried(task_id, item.delivery.queue, reason, getattr(item.verdict, "error", "")))
-
-
-def _without_what_was_refused(item: Settled, error: Refused) -> Settled | None:
-    """The same end with a result the store can hold: FAILURE that says why. None if it was that already."""
-    if item.state is None or item.state.state is not State.SUCCESS:
-        return None
-    failure = item.state.model_copy(
-        update={"state": State.FAILURE, "results": None, "error": f"the result could not be stored: {error}"}
-    )
-    return Settled(item.delivery, item.verdict, failure)
+        match item.verdict:
+            case Bury(reason, error):
+                task_id = item.state.task_uuid if item.state else ""
+                self._events.emit(MessageBuried(task_id, item.delivery.queue, reason, error))
+            case _:
+                pass

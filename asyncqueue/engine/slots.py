@@ -16,6 +16,7 @@ class Slots:
         self._total = total
         self._free = total
         self._waiters: deque[tuple[bool, int, asyncio.Future[int]]] = deque()
+        self._closed = False
 
     @property
     def total(self) -> int:
@@ -28,11 +29,12 @@ class Slots:
         return self._free
 
     async def take(self, most: int) -> int:
-        """Wait for at least one slot; returns how many were taken, at most ``most``."""
+        """Wait for at least one slot; returns how many were taken, at most ``most``; 0 after ``close``."""
         return await self._turn(everything=False, most=most)
 
     async def take_all(self) -> int:
-        """Wait until every slot is free and take them all: whoever has them is alone. Returns how many."""
+        """Wait until every slot is free and take them all: whoever has them is alone. Returns how many; 0 after
+        ``close``."""
         return await self._turn(everything=True, most=0)
 
     def try_take(self, leaving: int) -> bool:
@@ -51,6 +53,11 @@ class Slots:
         """Change how many there are; what runs goes on."""
         self._free += total - self._total
         self._total = total
+        self._wake()
+
+    def close(self) -> None:
+        """Hand out no more: whoever waits leaves without."""
+        self._closed = True
         self._wake()
 
     async def _turn(self, *, everything: bool, most: int) -> int:
@@ -73,6 +80,10 @@ class Slots:
             everything, most, turn = self._waiters[0]
             if turn.cancelled():
                 self._waiters.popleft()
+                continue
+            if self._closed:
+                self._waiters.popleft()
+                turn.set_result(0)
                 continue
             if self._free < max(1, self._total if everything else 1):
                 return
