@@ -25,14 +25,10 @@ class MemoryBackend:
         self, store: MemoryStore | None = None, *, results_expire_in: float = 3600.0, clock: Clock = SYSTEM_CLOCK
     ) -> None:
         self._store = store if store is not None else MemoryStore()
-        self._results_expire_in = results_expire_in
+        self.results_expire_in = results_expire_in
         self._clock = clock
         self._waiters: Waiters | None = None
         self._unsubscribe: Callable[[], None] | None = None
-
-    @property
-    def results_expire_in(self) -> float:
-        return self._results_expire_in
 
     @property
     def address(self) -> str:
@@ -57,12 +53,12 @@ class MemoryBackend:
     async def begin(self, states: Sequence[TaskState]) -> None:
         now = self._now()
         with self._store.mutex:
-            self._store.states.begin(states, self._results_expire_in, now)
+            self._store.states.begin(states, self.results_expire_in, now)
 
     async def put(self, states: Sequence[TaskState]) -> None:
         now = self._now()
         with self._store.mutex:
-            self._store.states.put(states, self._results_expire_in, now)
+            self._store.states.put(states, self.results_expire_in, now)
             self._store.announce(task_ids=[state.task_uuid for state in states if state.is_completed])
 
     async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:

@@ -253,6 +253,14 @@ class BackendContract(Suite):
         await self.advance(self.expiry)
         await self._until_states(["task_a"], [None])
 
+    async def test_how_long_entries_are_kept_may_be_changed_while_open(self) -> None:
+        await self.backend.put([state("task_before", State.STARTED)])
+        self.backend.results_expire_in = self.expiry
+        assert self.backend.results_expire_in == self.expiry
+        await self.backend.put([state("task_after", State.STARTED)])
+        await self.advance(self.expiry)
+        await self._until_states(["task_before", "task_after"], [State.STARTED, None])
+
     async def test_an_expired_final_state_is_no_obstacle(self) -> None:
         short = await self.another_backend(self.expiry)
         await short.put([state("task_a", State.SUCCESS, name="old", created_at=SENT_AT)])

@@ -9,6 +9,7 @@ import pytest
 from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Message
 from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.clock import Clock
 from asyncqueue.connections.memory import SWEEP_AFTER, TOKENS_KEPT, MemoryStore, named
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.memory import MemoryLock
@@ -26,12 +27,14 @@ from asyncqueue.testing import (
 class OnMemory:
     """A store and a clock of each test's own."""
 
+    clock: Clock
+
     def setup_method(self) -> None:
         self.store = MemoryStore()
-        self.clock = ManualClock()
+        self.clock = self.manual_clock = ManualClock()
 
     async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+        self.manual_clock.advance(seconds)
 
     async def make_broker(self) -> MemoryBroker:
         return MemoryBroker(self.store, lease=10.0, clock=self.clock)
