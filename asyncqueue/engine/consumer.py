@@ -108,19 +108,19 @@ class Consumer:
         """Fetch and run until ``stop`` was called and everything that was fetched is settled or given back."""
         self._execution = execution
         self._leases.start()
-        settling = asyncio.create_task(self._settler.run(), name="asyncqueue-settler")
-        tending = asyncio.create_task(self._tend(), name="asyncqueue-tender")
+        aides = [asyncio.create_task(self._settler.run(), name="asyncqueue-settler")]
+        if isinstance(self._broker, Tended):
+            aides.append(asyncio.create_task(self._tend(self._broker), name="asyncqueue-tender"))
         working = asyncio.create_task(self._work(), name="asyncqueue-feeds")
         try:
-            # neither the settler nor the tender ends by itself: if one does, it failed, and so has the consumer
-            await asyncio.wait({settling, tending, working}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (settling, tending, working):
+            await asyncio.wait({working, *aides}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*aides, working):
                 if task.done():
-                    task.result()
+                    task.result()  # an aide does not end by itself: it failed, and so have we
         finally:
-            for task in (working, tending, settling, *self._running):
+            for task in (working, *aides, *self._running):
                 task.cancel()
-            await asyncio.wait({working, tending, settling})
+            await asyncio.wait({working, *aides})
             if self._running:
                 _, stubborn = await asyncio.wait(self._running, timeout=_LAST_CHANCE)
                 self._stubborn = tuple(wire.readable_task_id(self._running[task].body) or "?" for task in stubborn)
@@ -313,10 +313,7 @@ class Consumer:
         if self._threads.pop(thread, None) is not None:
             self._slots.resize(self._slots.total + 1)
 
-    async def _tend(self) -> None:
-        broker = self._broker
-        if not isinstance(broker, Tended):
-            return
+    async def _tend(self, broker: Tended) -> None:
         while True:
             try:
                 again = await broker.tend(self._queues)
