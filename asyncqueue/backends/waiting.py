@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
 from asyncqueue.errors import Unavailable
 from asyncqueue.state import TaskState
@@ -57,7 +57,7 @@ class Waiters:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    async def watch(self, task_ids: Iterable[str]) -> AsyncIterator[Ending]:
+    async def watch(self, task_ids: Iterable[str]) -> AsyncGenerator[Ending, None]:
         """Each UUID once: with its final state, or with None where there is no entry.
 
         Raises ``Unavailable`` after ``close``, and what a look at one of the UUIDs raised.
@@ -80,7 +80,8 @@ class Waiters:
     def pace(self, shortest: float, longest: float) -> None:
         """Look by itself in this rhythm from now on: for drivers that begin, or cease, to hear of writes."""
         self._shortest, self._longest = shortest, longest
-        self.changed()
+        self._look_soon()
+        self._stirred.set()
 
     async def close(self) -> None:
         """End every watch with ``Unavailable``. Twice is no harm."""

@@ -1,0 +1,161 @@
+"""Faults happen where they were planned, and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Inspector, JointStore, Message, Tended
+from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.errors import Refused, Unavailable
+from asyncqueue.locks.memory import MemoryLock
+from asyncqueue.state import State, TaskState
+from asyncqueue.testing import Faults, ManualClock, with_faults
+from asyncqueue.testing.faults import ALWAYS
+
+A = Message(b"a", "queue", "task_a")
+
+
+async def faulty_broker(faults: Faults) -> MemoryBroker:
+    broker = with_faults(MemoryBroker(), faults)
+    await broker.open()
+    return broker
+
+
+async def test_a_call_that_fails_before_does_nothing() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    faults.before("publish")
+    with pytest.raises(Unavailable, match="publish"):
+        await broker.publish([A])
+    assert list(await broker.fetch("queue", 1, 0)) == []
+    await broker.publish([A])
+    assert len(await broker.fetch("queue", 1, 0)) == 1
+    assert faults.calls["publish"] == 2
+
+
+async def test_a_call_that_fails_after_was_done() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    faults.after("publish", error=Refused("too late"))
+    with pytest.raises(Refused, match="too late"):
+        await broker.publish([A])
+    assert len(await broker.fetch("queue", 1, 0)) == 1
+
+
+async def test_a_fetch_whose_reply_is_lost_keeps_what_it_took_until_the_lease_ends() -> None:
+    faults, clock = Faults(), ManualClock()
+    broker = with_faults(MemoryBroker(lease=10.0, clock=clock), faults)
+    await broker.open()
+    await broker.publish([A])
+    faults.after("fetch")
+    with pytest.raises(Unavailable):
+        await broker.fetch("queue", 1, 0)
+    assert list(await broker.fetch("queue", 1, 0)) == []
+    clock.advance(10.0)
+    assert [delivery.attempt for delivery in await broker.fetch("queue", 1, 0)] == [2]
+
+
+async def test_plans_skip_and_repeat() -> None:
+    faults = Faults()
+    lock = with_faults(MemoryLock(), faults)
+    await lock.open()
+    faults.before("acquire", skip=1, times=2)
+    outcomes: list[bool | None] = []
+    for number in range(4):
+        try:
+            outcomes.append(bool(await lock.acquire(str(number), 1.0)))
+        except Unavailable:
+            outcomes.append(None)
+    assert outcomes == [True, None, None, True]
+
+
+async def test_plans_for_one_verb_are_met_one_after_the_other() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    faults.before("publish", error=Unavailable("first"))
+    faults.before("publish", error=Unavailable("second"))
+    for name in ("first", "second"):
+        with pytest.raises(Unavailable, match=name):
+            await broker.publish([A])
+    await broker.publish([A])
+
+
+async def test_a_plan_holds_until_it_is_cleared() -> None:
+    faults = Faults()
+    backend = with_faults(MemoryBackend(), faults)
+    await backend.open()
+    faults.before("put", times=ALWAYS)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
+    faults.clear()
+    await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
+    assert [task_id async for task_id, _ in backend.watch(["task_a"])] == ["task_a"]
+    await backend.close()
+
+
+async def test_a_call_that_hangs_goes_on_when_it_is_released() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    hang = faults.hang("publish")
+    publishing = asyncio.create_task(broker.publish([A]))
+    async with asyncio.timeout(30):
+        await hang.reached()
+        await hang.reached()
+    assert list(await broker.fetch("queue", 1, 0)) == []
+    hang.release()
+    await asyncio.wait_for(publishing, 30)
+    assert len(await broker.fetch("queue", 1, 0)) == 1
+
+
+async def test_a_call_in_another_loop_can_be_released() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    hang = faults.hang("extend")
+    twin = broker.twin()
+
+    async def extend() -> int:
+        await twin.open()
+        return len(await twin.extend([]))
+
+    extending = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(extend())))
+    async with asyncio.timeout(30):
+        await hang.reached()
+        hang.release()
+        assert await extending == 0
+    assert faults.calls["extend"] == 1
+
+
+async def test_a_hanging_call_can_be_cancelled() -> None:
+    faults = Faults()
+    broker = await faulty_broker(faults)
+    hang = faults.hang("publish")
+    publishing = asyncio.create_task(broker.publish([A]))
+    await asyncio.wait_for(hang.reached(), 30)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    hang.release()
+    assert list(await broker.fetch("queue", 1, 0)) == []
+
+
+def test_with_faults_a_thing_is_what_it_was() -> None:
+    broker, backend = with_faults(MemoryBroker(), Faults()), with_faults(MemoryBackend(), Faults())
+    assert isinstance(broker, Inspector)
+    assert isinstance(broker, JointStore)
+    assert not isinstance(broker, Tended)
+    assert not isinstance(backend, JointStore)
+    assert broker.capabilities == MemoryBroker().capabilities
+    assert broker.address.startswith("memory://")
+
+
+def test_a_manual_clock_moves_when_told_and_not_back() -> None:
+    clock = ManualClock(100.0)
+    clock.advance(1.5)
+    assert clock.now_ns() == 101_500_000_000
+    assert clock.monotonic() == 101.5
+    with pytest.raises(ValueError, match="back"):
+        clock.advance(-1.0)
