@@ -40,6 +40,7 @@ from asyncqueue.connections.redis import (
     RedisLink,
     Reply,
     Script,
+    ServerFacts,
     Word,
     expiry,
     parse_url,
@@ -203,6 +204,10 @@ class RedisBroker:
     async def identity(self) -> Hashable:
         facts = await self._link.look()
         return ("redis", facts.run_id, self._link.address.db)
+
+    async def facts(self) -> ServerFacts:
+        """What the server says of itself, now."""
+        return await self._link.look()
 
     # ------------------------------------------------------------------------------------------------ publish
 

@@ -251,12 +251,13 @@ class OutOfMemory(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says of itself. ``uptime`` in seconds."""
+    """What a server says of itself. ``uptime`` in seconds, ``clock_at`` in unix seconds (None: it does not say)."""
 
     version: tuple[int, int]
     run_id: str
     uptime: float
     eviction_policy: str
+    clock_at: float | None
 
 
 class Channel:
@@ -273,6 +274,13 @@ class Channel:
     @property
     def is_open(self) -> bool:
         return bool(self._connection.is_connected)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server has closed it, as far as is known without asking."""
+        # redis-py's own question for this has another name in each of its versions
+        reader = self._connection._reader
+        return reader is None or bool(reader.at_eof())
 
     async def call(self, *words: Word, wait: float = 0.0) -> Reply:
         """One command; ``wait`` is how long (seconds) the command itself may block."""
@@ -390,6 +398,7 @@ class RedisLink:
             run_id=info["run_id"],
             uptime=float(info["uptime_in_seconds"]),
             eviction_policy=info.get("maxmemory_policy", ""),
+            clock_at=int(info["server_time_usec"]) / 1_000_000 if "server_time_usec" in info else None,
         )
 
     async def call(self, *words: Word) -> Reply:
@@ -507,6 +516,10 @@ class RedisLink:
         now = asyncio.get_running_loop().time()
         while self._idle:
             channel = self._idle.pop()
+            if channel.is_stale:
+                await channel.close(nowait=True)
+                self.lost_contact()
+                continue
             if now - channel.used_at <= IDLE:
                 return channel
             try:
