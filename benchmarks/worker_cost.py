@@ -1,8 +1,8 @@
 """What does one no-op task with a result cost a worker, and how near is that to the least it can cost?
 
 The tasks are queued first; a worker in a process of its own then runs them all. Its CPU and wall time are those
-between its start and the moment when the last result can be read. The last row is the limit: a loop with the least round
-trips that give the same guarantee, and nothing else.
+between its start and the moment when the last result can be read. The last row is the limit: a loop with the least
+round trips that give the same guarantee, and nothing else.
 """
 
 from __future__ import annotations
