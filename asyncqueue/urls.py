@@ -11,7 +11,6 @@ from typing import Any, cast
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker
 from asyncqueue.config.settings import Settings
-from asyncqueue.connections.tls import tls_context
 from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
@@ -139,8 +138,12 @@ def _redis_options(url: str, settings: Settings) -> dict[str, Any]:
         "connect_timeout": settings.redis.connect_timeout or _LONG,
         "client_name": settings.redis.client_name,
         # TLS is for the scheme to turn on; the settings only say how
-        "tls": tls_context(**said) if said and scheme_of(url) == "rediss" else None,
+        "tls": _tls_context(**said) if said and scheme_of(url) == "rediss" else None,
     }
+
+
+def _tls_context(**said: Any) -> Any:
+    return importlib.import_module("asyncqueue.connections.tls").tls_context(**said)
 
 
 def _memory_store(url: str) -> Any:
