@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from asyncqueue import wire
@@ -272,8 +273,10 @@ class Consumer:
         delivery = self._running.pop(task)
         self._slots.give()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # not the task's own error, which is an outcome, but ours: where it is looked at, nothing is lost
-            self._settler.ended(delivery, Settled(delivery, Bury("internal_error", error_text(error))))
+            # not the task's own error, which is an outcome, but ours: in the dead letter nothing is lost
+            verdict = Bury("internal_error", error_text(error))
+            failed = self._failed(delivery, verdict.error)
+            self._settler.ended(delivery, replace(failed, verdict=verdict) if failed else Settled(delivery, verdict))
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a delivery could not be brought to an end", "exception": error, "task": task}
             )

@@ -184,7 +184,7 @@ class Execution:
 
     async def _in_thread(self, function: Callable[[], Any], threads: list[Future[Any]]) -> Any:
         context = contextvars.copy_context()
-        future = self._threads.submit(context.run, _without_stop_iteration, function)
+        future = self._threads.submit(context.run, _portably, function)
         threads.append(future)
         return await asyncio.wrap_future(future)
 
@@ -259,13 +259,13 @@ def _misnamed(delivery: Delivery, signature: Signature, problem: str) -> Ran:
     return Ran(delivery, signature.with_changes(on_error=on_error), Unreadable("invalid_name", problem, signature.uuid))
 
 
-def _without_stop_iteration(function: Callable[[], Any]) -> Any:
-    """A future cannot carry ``StopIteration``: whoever waits for it would wait for ever. Coroutines turn it into
-    ``RuntimeError`` too."""
+def _portably(function: Callable[[], Any]) -> Any:
+    """Two exceptions mean something else to whoever waits for a thread: a future cannot carry ``StopIteration``, and
+    ``GeneratorExit`` closes the coroutine that it comes to."""
     try:
         return function()
-    except StopIteration as exc:
-        raise RuntimeError("the task raised StopIteration") from exc
+    except (StopIteration, GeneratorExit) as exc:
+        raise RuntimeError(f"the task raised {type(exc).__name__}") from exc
 
 
 def _is_cancelled() -> bool:

@@ -1,0 +1,95 @@
+"""Every pair of broker and backend, for the tests that take a task the whole way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from asyncqueue.engine import consumer
+from tests.path.bench import Bench, Stores
+
+KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
+ATOMIC = ("memory", "sqlite", "redis")
+DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
+
+
+@pytest.fixture(autouse=True)
+def stopping_takes_no_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that stops lets its fetches run out: here they are short."""
+    monkeypatch.setattr(consumer, "WAIT", 0.1)
+
+
+@pytest.fixture(params=KINDS)
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of a fresh pair of stores, of every kind."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=ATOMIC)
+def one_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of a fresh store that is broker and backend, of every kind."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=DURABLE)
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of a fresh pair of stores that other processes can reach, of every kind."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=("sqlite", "redis"))
+def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of a fresh SQLite file, and of a Redis database."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=(*KINDS, "eager"))
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """As ``stores``, and eager too."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest_asyncio.fixture
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """Makes servers on the pair that the test asks for; closes them at its end."""
+    names = ("stores", "one_store", "durable", "shared_store", "anywhere")
+    asked = next(name for name in names if name in request.fixturenames)
+    bench = Bench(request.getfixturevalue(asked))
+    yield bench
+    await bench.close()
+
+
+def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """Fresh URLs of a kind. A Redis database is asked for only where it is used."""
+    sqlite = f"sqlite:///{tmp_path / 'tasks.db'}"
+    match kind:
+        case "memory":
+            url = f"memory://{tmp_path.name}-{os.getpid()}"
+            return Stores(kind, url, url)
+        case "sqlite":
+            return Stores(kind, sqlite, sqlite)
+        case "eager":
+            return Stores(kind, "eager", "eager")
+        case "redis":
+            url = request.getfixturevalue("redis_url")
+            return Stores(kind, url, url)
+        case "redis+sqlite":
+            return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
+        case _:
+            return Stores(kind, sqlite, request.getfixturevalue("redis_url"))
+
+
+@pytest.fixture
+def seed() -> Iterator[Callable[[int], int]]:
+    """Prints a seed, so that a failed run can be repeated."""
+
+    def told(default: int) -> int:
+        chosen = int(os.environ.get("SEED", default))
+        print(f"SEED={chosen}")
+        return chosen
+
+    yield told
