@@ -77,7 +77,7 @@ def requeue(words: Sequence[str], everything: bool, queue: str | None, as_json: 
 
     --json: {queue, requeued}.
     """
-    target, ids = _chosen(words, everything=everything)
+    target, ids = _chosen(words, address, everything=everything)
     server = address.server(target)
     count = asyncio.run(_change(server, server.requeue_dead, ids, queue))
     _say(server, queue, "requeued", count, ids, as_json=as_json)
@@ -94,15 +94,15 @@ def drop(words: Sequence[str], everything: bool, queue: str | None, as_json: boo
 
     --json: {queue, dropped}.
     """
-    target, ids = _chosen(words, everything=everything)
+    target, ids = _chosen(words, address, everything=everything)
     server = address.server(target)
     count = asyncio.run(_change(server, server.drop_dead, ids, queue))
     _say(server, queue, "dropped", count, ids, as_json=as_json)
 
 
-def _chosen(words: Sequence[str], *, everything: bool) -> tuple[str | None, Sequence[str] | None]:
+def _chosen(words: Sequence[str], address: Address, *, everything: bool) -> tuple[str | None, Sequence[str] | None]:
     """MODULE:SERVER where it was given, and the ids; None: all of them."""
-    target, ids = split_ids(words)
+    target, ids = split_ids(words, address)
     if everything and ids:
         raise click.UsageError("Give ids or --all, not both.")
     if not everything and not ids:

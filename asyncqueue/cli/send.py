@@ -98,7 +98,7 @@ async def _send(server: Server, signature: Signature, wait: float | None, *, as_
             return
         state = await sent.wait(wait)
     if as_json:
-        print_json(facts | described(state))
+        print_json(described(state) | facts)
     else:
         click.echo(shown(state))
     ends_well(state)

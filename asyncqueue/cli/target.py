@@ -33,9 +33,14 @@ class Address:
     backend: str | None
     config: str | None
 
+    @property
+    def told(self) -> Sequence[str]:
+        """The options that were given."""
+        return [f"--{name}" for name in ("broker", "backend", "config") if getattr(self, name) is not None]
+
     def server(self, target: str | None) -> Server:
         """The server that is meant. Raises ``ConfigError``, or a usage error where it is said twice or not at all."""
-        told = [f"--{name}" for name in ("broker", "backend", "config") if getattr(self, name) is not None]
+        told = self.told
         if target is not None:
             if told:
                 raise click.UsageError(f"MODULE:SERVER ({target}) and {told[0]} both say which server: give one.")
@@ -74,9 +79,9 @@ def split(words: Sequence[str], *names: str) -> tuple[str | None, Sequence[str]]
             raise click.UsageError(f"Expected {expected}, got {' '.join(words) or 'nothing'}.")
 
 
-def split_ids(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """MODULE:SERVER, where the first word looks like one, and any number of ids."""
-    if words and _TARGET.fullmatch(words[0]):
+def split_ids(words: Sequence[str], address: Address) -> tuple[str | None, Sequence[str]]:
+    """MODULE:SERVER, where the first word looks like one and no option stands for it, and any number of ids."""
+    if words and not address.told and _TARGET.fullmatch(words[0]):
         return words[0], words[1:]
     return None, words
 

@@ -118,7 +118,14 @@ def worker(
     if processes is not None or reload:
         supervisor = _supervisor(options, processes or 1, reload=reload)
         sys.exit(asyncio.run(supervisor.run()))
-    _work(options, lifeline)
+    try:
+        _work(options, lifeline)
+    except Exception as exc:
+        if log_format != "json":
+            raise
+        # who reads JSON objects can read nothing else
+        log.critical("%s", exc, exc_info=exc if debug or not isinstance(exc, AsyncQueueError) else None)
+        sys.exit(1)
 
 
 def _supervisor(options: _Options, processes: int, *, reload: bool) -> Supervisor:
