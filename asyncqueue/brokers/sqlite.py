@@ -80,6 +80,8 @@ class SqliteBroker:
         await self._database.write(lambda connection: _publish(connection, messages, now))
 
     async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        if limit < 1:
+            return []
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             taken = await self._take(queue, limit)

@@ -72,24 +72,25 @@ def path_from_url(url: str) -> str:
     """The file that a URL names: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``; a plain path is returned
     as it is.
 
-    Raises ``ConfigError`` where there is a host, or no file.
+    Raises ``ConfigError`` for another scheme, a host, options, or no file.
     """
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme != "sqlite":
-        path = url
-    else:
-        host, slash, path = rest.partition("?")[0].partition("/")
-        if host or not slash:
+    path = url
+    if separator:
+        host, slash, path = rest.partition("/")
+        if scheme.lower() != "sqlite" or host or not slash or "?" in path:
             raise ConfigError(f"{url!r}: a SQLite URL has three slashes and a file, e.g. sqlite:///tasks.db")
         path = unquote(path)
     if not path or path == ":memory:":
-        raise ConfigError(f"{url!r} names no file; for a queue in memory use memory://")
+        raise ConfigError(f"{url!r} names no file, e.g. sqlite:///tasks.db; for a queue in memory use memory://")
     return path
 
 
 def as_table(keys: Iterable[Any]) -> str:
-    """Keys, or tuples of keys, as one parameter for ``json_each(?)``, whose column ``value`` holds
-    them then. Raises ``Refused`` for text that UTF-8 cannot say."""
+    """Keys, or tuples of keys, as one parameter for ``json_each(?)``, whose column ``value`` then holds them.
+
+    Raises ``Refused`` for text that UTF-8 cannot say.
+    """
     try:
         return to_json(list(keys)).decode()
     except PydanticSerializationError as exc:
@@ -289,20 +290,20 @@ class _Session:
             self._connection.close()
 
     def _serve(self) -> None:
-        poll = SHORTEST_POLL
-        while True:
+        poll, stop = SHORTEST_POLL, False
+        while not stop:
+            seen = self._database.version
+            jobs: list[_Job[Any]] = []
             try:
                 jobs, stop = self._take(poll if self._database._waiting else None)
             except Empty:
-                poll = SHORTEST_POLL if self._look() else min(poll * _GROWTH, LONGEST_POLL)
-                continue
+                poll = min(poll * _GROWTH, LONGEST_POLL)
             if jobs:
                 self._answer(jobs)
-                poll = SHORTEST_POLL
             else:
                 self._look()
-            if stop:
-                return
+            if self._database.version != seen:
+                poll = SHORTEST_POLL
 
     def _take(self, timeout: float | None) -> tuple[list[_Job[Any]], bool]:
         """All calls that are there, and whether to stop after them; raises ``Empty`` after ``timeout``."""
@@ -361,18 +362,16 @@ class _Session:
         connection.execute("RELEASE call")
         return outcome
 
-    def _look(self) -> bool:
-        """Whether others committed since the last look."""
+    def _look(self) -> None:
+        """Note it if others committed since the last look."""
         try:
             (data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
         except sqlite3.Error:
             self._note_change()  # who waits makes a call then, and gets the error
-            return True
-        if data_version == self._data_version:
-            return False
-        self._data_version = data_version
-        self._note_change()
-        return True
+            return
+        if data_version != self._data_version:
+            self._data_version = data_version
+            self._note_change()
 
     def _note_change(self) -> None:
         self._database.version += 1
