@@ -248,7 +248,7 @@ def message(signature: Signature, default_queue: str, now_ns: int) -> Message:
         not_before=eta / NANOSECONDS if eta is not None and eta > now_ns else None,
         priority=signature.priority,
         ordering_key=signature.broker_message_group_id or None,
-        token=f"{signature.uuid}/{attempt_of(signature)}/{now_ns}",
+        token=f"{now_ns:x}/{signature.uuid}/{attempt_of(signature)}",  # time first: an index on it grows at its end
     )
 
 
