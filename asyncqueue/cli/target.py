@@ -43,7 +43,9 @@ class Address:
         told = self.told
         if target is not None:
             if told:
-                raise click.UsageError(f"MODULE:SERVER ({target}) and {told[0]} both say which server: give one.")
+                raise click.UsageError(
+                    f"MODULE:SERVER ({redact_url(target)}) and {told[0]} both say which server: give one."
+                )
             return load_server(target)
         urls = {"broker": self.broker, "result_backend": self.backend}
         settings = load(self.config, overrides={key: url for key, url in urls.items() if url is not None})
@@ -76,7 +78,7 @@ def split(words: Sequence[str], *names: str) -> tuple[str | None, Sequence[str]]
             return words[0], words[1:]
         case _:
             expected = " ".join(("[MODULE:SERVER]", *names))
-            raise click.UsageError(f"Expected {expected}, got {' '.join(words) or 'nothing'}.")
+            raise click.UsageError(f"Expected {expected}, got {' '.join(map(redact_url, words)) or 'nothing'}.")
 
 
 def split_ids(words: Sequence[str], address: Address) -> tuple[str | None, Sequence[str]]:
@@ -90,8 +92,7 @@ def load_server(target: str) -> Server:
     """The server that MODULE:SERVER names. Raises ``ConfigError`` that says what is there instead."""
     module_name, colon, path = target.partition(":")
     if not _TARGET.fullmatch(target) or module_name.endswith(".py"):
-        hint = f"; did you mean {_as_module(target)}?" if ".py" in target else ""
-        raise ConfigError(f"{target!r} is not of the form MODULE:SERVER, such as app:server{hint}")
+        raise ConfigError(f"{redact_url(target)!r} is not of the form MODULE:SERVER, such as app:server{_hint(target)}")
     module = _import(module_name)
     if not colon:
         return _only_server(module)
@@ -170,6 +171,10 @@ def _broken(what: str, exc: Exception) -> ConfigError:
     return ConfigError(f"{what}: {type(exc).__name__}: {said}{place}; --debug shows more")
 
 
-def _as_module(target: str) -> str:
+def _hint(target: str) -> str:
+    if "://" in target:
+        return "; a URL is given as --broker URL"
     file, colon, server = target.partition(":")
-    return file.removesuffix(".py").strip("./").replace("/", ".") + colon + server
+    if not file.endswith(".py"):
+        return ""
+    return f"; did you mean {file.removesuffix('.py').strip('./').replace('/', '.')}{colon}{server}?"

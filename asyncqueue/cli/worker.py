@@ -70,13 +70,19 @@ class _Options:
 @click.option("--reload", is_flag=True, help="Start again when a .py file here changes; for development.")
 @click.option("--burst", is_flag=True, help="End when the queues are empty and nothing runs.")
 @click.option(
-    "--log-level", type=click.Choice(logs.LEVELS, case_sensitive=False), default="info", show_default=True,
+    "--log-level",
+    type=click.Choice(logs.LEVELS, case_sensitive=False),
+    default="info",
+    show_default=True,
     help="The least that is logged.",
-)  # fmt: skip
+)
 @click.option(
-    "--log-format", type=click.Choice(("text", "json")), default="text", show_default=True,
+    "--log-format",
+    type=click.Choice(("text", "json")),
+    default="text",
+    show_default=True,
     help="Lines for people, or one JSON object per line.",
-)  # fmt: skip
+)
 @click.option("--lifeline", type=int, hidden=True)
 @click.pass_context
 def worker(

@@ -217,6 +217,11 @@ def test_an_error_never_shows_a_password() -> None:
     assert result.exit_code == 1
     assert "unknown scheme 'redsi'" in result.stderr
     assert "s3cret" not in result.stderr
+    for words in (("queues",), ("queues", "--broker", URL), ("queues", "one", "two"), ("dead", "show", "one")):
+        result = cli(*words, "redis://user:s3cret@localhost:6379/0")
+        assert result.exit_code in (1, 2)
+        assert "s3cret" not in result.stderr
+    assert "a URL is given as --broker URL" in cli("queues", "redis://localhost:6379/0").stderr
 
 
 # — sending and asking —
