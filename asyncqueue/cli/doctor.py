@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Literal, Protocol, runtime_checkable
 
 import click
 
 from asyncqueue import urls
-from asyncqueue.brokers.base import Message
+from asyncqueue.brokers.base import Inspector, Message
 from asyncqueue.cli.output import json_option, one_line, print_json
 from asyncqueue.cli.target import Address, addressed, split
 from asyncqueue.clock import NANOSECONDS, Clock
@@ -100,7 +101,7 @@ async def _examine(server: Server, *, has_tasks: bool) -> AsyncIterator[Finding]
         yield _reached(server, connected)
         checks: list[tuple[str, Callable[[], Awaitable[list[Finding]]]]] = [
             ("server", lambda: _facts(connected, server.clock)),
-            ("broker", lambda: _broker(connected, server)),
+            ("broker", lambda: _broker(connected, server.clock)),
             ("publish and fetch", lambda: _publish_and_fetch(connected)),
             ("backend", lambda: _backend(connected, server.clock)),
             ("lock", lambda: _lock(server)),
@@ -159,9 +160,10 @@ def _skew(theirs: float, before: float, after: float) -> Finding:
     )
 
 
-async def _broker(connected: Connected, server: Server) -> list[Finding]:
-    seconds = await _round_trip(server.clock, connected.broker.identity)
-    return [_timed("broker", seconds)]
+async def _broker(connected: Connected, clock: Clock) -> list[Finding]:
+    broker = connected.broker
+    look = partial(broker.depth, PROBE_QUEUE) if isinstance(broker, Inspector) else broker.identity
+    return [_timed("broker", await _round_trip(clock, look))]
 
 
 async def _publish_and_fetch(connected: Connected) -> list[Finding]:
