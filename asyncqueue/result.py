@@ -42,8 +42,8 @@ class AsyncResult(Generic[R]):
     async def get(self, timeout: float | None = None) -> R:
         """The task's result: None, one value, or a tuple of several; waits until there is one.
 
-        ``timeout`` is in seconds; None waits for ever. Raises ``TaskFailed``, ``ResultTimeout``, ``NoBackend``,
-        ``ResultExpired`` (this handle knows that there was an entry) or ``ResultUnknown`` (it does not).
+        ``timeout`` is in seconds; None waits for ever, 0 only looks. Raises ``TaskFailed``, ``ResultTimeout``,
+        ``NoBackend``, ``ResultExpired`` (this handle knows that there was an entry) or ``ResultUnknown`` (it does not).
         """
         state = await self.wait(timeout)
         if state.state is State.FAILURE:
@@ -54,13 +54,18 @@ class AsyncResult(Generic[R]):
         """The final state, waited for; a failure is returned, not raised. Raises as ``get`` does otherwise."""
         if self._final is not None:
             return self._final
+        if timeout is not None and timeout <= 0:  # no time to wait is still time to look
+            known = await self.state()
+            if not known.is_completed:
+                raise self._late(timeout)
+            return known
         backend = await self._open_backend()
         try:
             async with asyncio.timeout(timeout):
                 async for _, state in backend.watch([self.task_id]):
                     return self._seen(state)
         except TimeoutError:
-            raise ResultTimeout(f"task {self.task_id} did not end within {timeout:g} s") from None
+            raise self._late(timeout) from None
         raise self._gone()
 
     async def state(self) -> TaskState:
@@ -101,6 +106,9 @@ class AsyncResult(Generic[R]):
         if state.is_completed:
             self._final = state
         return state
+
+    def _late(self, timeout: float | None) -> ResultTimeout:
+        return ResultTimeout(f"task {self.task_id} did not end within {timeout:g} s")
 
     def _gone(self) -> ResultExpired | ResultUnknown:
         if self._was_there:

@@ -11,20 +11,21 @@ import ast
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import sysconfig
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, chdir
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from asyncqueue import AsyncQueueError, AsyncResult, Server, TaskFailed
 
 WORKERS = 2
-LOG = "workers.log"
 STOPS_WITHIN = 30  # seconds
 ALL_WITHIN = 300  # seconds, on a very slow machine
 Measured = tuple[int, int, int, str, int]
@@ -83,16 +84,14 @@ async def main(root: Path) -> None:
     if not files:
         raise DemoFailed(f"no .py files in {root}")
     print(f"{len(files)} files of {root}, {WORKERS} worker processes, one SQLite file in {Path.cwd()}", flush=True)
-    began = time.monotonic()
     async with server, worker_processes(WORKERS):
+        began = time.monotonic()
         results = await server.send_many([measure.s(str(path)) for path in files])
         try:
             async with asyncio.timeout(ALL_WITHIN):
                 modules = await collect(root, files, results)
         except TimeoutError:
-            raise DemoFailed(
-                f"the work was not done within {ALL_WITHIN} s; the workers said:\n{last_words()}"
-            ) from None
+            raise DemoFailed(f"the work was not done within {ALL_WITHIN} s") from None
         seconds = time.monotonic() - began
     report(modules, seconds)
 
@@ -126,53 +125,62 @@ async def found_out(name: str, result: AsyncResult[Measured]) -> Module:
     return Module(name, lines, definitions, longest, longest_name, measured_by)
 
 
+class WorkerProcess:
+    """A worker by command line, and the last lines of its log."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.is_ready = asyncio.Event()
+        self._said: deque[str] = deque(maxlen=20)
+        self._is_told_to_stop = False
+
+    @classmethod
+    async def start(cls) -> Self:
+        command = (sys.executable, "-m", "asyncqueue", "worker", "demo:server", "--concurrency", "4")
+        places = (str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", ""))
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+        return cls(await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, env=environment))
+
+    async def run(self) -> None:
+        """Returns when it has stopped, well, because it was told to. Raises ``DemoFailed`` for any other end."""
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self._said.append(line.decode(errors="replace"))
+            if b"worker started" in line:
+                self.is_ready.set()
+        code = await self.process.wait()
+        if code or not self._is_told_to_stop:
+            how = "stopped" if self._is_told_to_stop else "ended by itself"
+            raise DemoFailed(f"a worker process {how} with exit code {code}; its last words:\n{''.join(self._said)}")
+
+    def stop(self) -> None:
+        self._is_told_to_stop = True
+        self.process.send_signal(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
 @asynccontextmanager
 async def worker_processes(count: int) -> AsyncIterator[None]:
-    """Worker processes from here to the end of the block; each must stop well when it is told to."""
-    workers: list[asyncio.subprocess.Process] = []
+    """Worker processes, ready from here to the end of the block; each must stop well when it is told to."""
+    workers = [await WorkerProcess.start() for _ in range(count)]
     try:
         async with asyncio.TaskGroup() as group:
-            workers += [await start_worker() for _ in range(count)]
-            watching = [group.create_task(must_run(worker)) for worker in workers]
+            running = [group.create_task(worker.run()) for worker in workers]
+            for worker in workers:
+                await worker.is_ready.wait()
             yield
-            for each in watching:
-                each.cancel()
-        await stop(workers)
+            for worker in workers:
+                worker.stop()
+            _, late = await asyncio.wait(running, timeout=STOPS_WITHIN)
+            if late:
+                raise DemoFailed(f"{len(late)} worker processes did not stop within {STOPS_WITHIN} s of SIGTERM")
     finally:
         for worker in workers:
-            if worker.returncode is None:  # something else went wrong before
-                worker.kill()
-                await worker.wait()
-
-
-async def start_worker() -> asyncio.subprocess.Process:
-    command = (sys.executable, "-m", "asyncqueue", "worker", "demo:server", "--concurrency", "4")
-    places = (str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-    with open(LOG, "a") as log:  # noqa: ASYNC230  # a local file, once
-        return await asyncio.create_subprocess_exec(*command, stderr=log, env=environment)
-
-
-async def must_run(worker: asyncio.subprocess.Process) -> None:
-    raise DemoFailed(
-        f"a worker process ended by itself with exit code {await worker.wait()}; its last words:\n{last_words()}"
-    )
-
-
-async def stop(workers: Sequence[asyncio.subprocess.Process]) -> None:
-    for worker in workers:
-        worker.send_signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(STOPS_WITHIN):
-            codes = [await worker.wait() for worker in workers]
-    except TimeoutError:
-        raise DemoFailed(f"a worker process did not stop within {STOPS_WITHIN} s of SIGTERM:\n{last_words()}") from None
-    if any(codes):
-        raise DemoFailed(f"the worker processes stopped with exit codes {codes}, not 0:\n{last_words()}")
-
-
-def last_words() -> str:
-    return "\n".join(Path(LOG).read_text().splitlines()[-20:])
+            await worker.kill()  # where something else went wrong before
 
 
 class ProgressBar:
