@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
@@ -20,7 +20,7 @@ from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.middleware import Middleware, PublishHook
-from asyncqueue.engine.outcome import Rules, pending
+from asyncqueue.engine.outcome import Rules, callback_ids, pending
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.registry import (
@@ -55,6 +55,16 @@ class Connected:
     eager: EagerRunner | None
 
 
+@dataclass(slots=True)
+class _Home:
+    """What a server has open in one event loop."""
+
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    connected: Connected | None = None
+    lock: Lock | None = None
+    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+
 class Server:
     """Tasks, a broker, and a backend for results.
 
@@ -85,11 +95,9 @@ class Server:
         self._settings_listeners: list[Callable[[Settings], None]] = []
         self._override: tuple[Settings, Settings] | None = None
         self._choose(url, broker, backend, lock)
-        self._connected: Connected | None = None
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._opening: asyncio.Lock | None = None
-        self._lock: Lock | None = None
-        self._closing = AsyncExitStack()
+        self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
+        self._pid = os.getpid()
+        self._inherited: list[object] = []
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -268,6 +276,8 @@ class Server:
                 continue
             signatures = _readable([entry.body])
             if connected.backend is not None and signatures:
+                # its callbacks are sent anew too, and look their own states up before they run
+                await connected.backend.forget(callback_ids(signatures[0]))
                 await connected.backend.begin([pending(signatures[0], self.clock.now_ns())])
             count += await inspector.requeue(queue, [entry.id])
         return count
@@ -283,12 +293,14 @@ class Server:
     async def lock(self) -> Lock | None:
         """The lock of this server, open; None where it has none."""
         await self.connected()
-        if self._lock is None and (self._own_lock is not None or self._lock_url):
-            lock = self._own_lock or urls.lock_for(self._lock_url, self.settings)
-            await lock.open()
-            self._closing.push_async_callback(lock.close)
-            self._lock = lock
-        return self._lock
+        home = self._home()
+        async with home.opening:
+            if home.lock is None and (self._own_lock is not None or self._lock_url):
+                lock = self._own_lock or urls.lock_for(self._lock_url, self.settings)
+                await lock.open()
+                home.closing.push_async_callback(lock.close)
+                home.lock = lock
+        return home.lock
 
     async def inspector(self) -> Inspector:
         """The broker, as something to look into. Raises ``Refused`` where it cannot be."""
@@ -313,25 +325,33 @@ class Server:
 
         Raises ``Unavailable`` (naming host and port or file), ``Refused`` or ``ConfigError``.
         """
-        home = (os.getpid(), asyncio.get_running_loop())
-        if self._connected is not None and self._home == home:
-            return self._connected
-        if self._home != home:
-            self._home, self._connected, self._opening = home, None, asyncio.Lock()
-            self._closing, self._lock = AsyncExitStack(), None
-        assert self._opening is not None
-        async with self._opening:
-            if self._connected is None:
-                self._connected = await self._connect()
-            return self._connected
+        home = self._home()
+        if home.connected is None:
+            async with home.opening:
+                if home.connected is None:
+                    home.connected = await self._connect(home)
+        return home.connected
 
     async def close(self) -> None:
-        """Wait for sends that are under way and let go of the services. A later use opens them again."""
-        connected, self._connected = self._connected, None
+        """Wait for sends that are under way and let go of the services, in this event loop. A later use opens them
+        again."""
+        home = self._home()
+        connected, home.connected, home.lock = home.connected, None, None
         if connected is not None:
             await connected.publisher.close()
-            await self._closing.aclose()
-            self._closing, self._lock = AsyncExitStack(), None
+            await home.closing.aclose()
+
+    def _home(self) -> _Home:
+        if self._pid != os.getpid():
+            # forked: what is open is the parent's, and would be taken from it if it were closed or collected here
+            self._inherited.append(self._homes)
+            self._homes, self._pid = {}, os.getpid()
+        loop = asyncio.get_running_loop()
+        home = self._homes.get(loop)
+        if home is None:
+            self._homes = {each: kept for each, kept in self._homes.items() if not each.is_closed()}
+            home = self._homes[loop] = _Home()
+        return home
 
     def override(self, path: str | os.PathLike[str]) -> None:
         """Lay a YAML file, and the environment above it, over what the code says; before the first use.
@@ -375,8 +395,9 @@ class Server:
     async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
         self.settings = settings
         self._rules = _rules_of(settings)
-        if self._connected is not None:
-            _retune(self._connected, settings)
+        for home in list(self._homes.values()):
+            if home.connected is not None:
+                _retune(home.connected, settings)
         for listener in self._settings_listeners:
             listener(settings)
 
@@ -405,7 +426,7 @@ class Server:
         lock_url = lock if isinstance(lock, str) else (url or self.settings.lock or broker_url)
         return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
 
-    async def _connect(self) -> Connected:
+    async def _connect(self, home: _Home) -> Connected:
         async with AsyncExitStack() as stack:
             broker, backend = self._stores()
             await broker.open()
@@ -430,7 +451,7 @@ class Server:
                 max_batch=broker.capabilities.max_batch,
                 hooks=self._publish_hooks,
             )
-            self._closing = stack.pop_all()
+            home.closing = stack.pop_all()
         return Connected(broker, backend, settlement, publisher, eager)
 
     def _stores(self) -> tuple[Broker, Backend | None]:

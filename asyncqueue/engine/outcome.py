@@ -263,6 +263,16 @@ def callback_id(parent: Signature, kind: str, index: int) -> str:
     return f"task_{uuid5(NAMESPACE_OID, f'{parent.uuid}/{attempt_of(parent)}/{kind}/{index}')}"
 
 
+def callback_ids(parent: Signature) -> list[str]:
+    """The UUIDs of all callbacks inside a signature, those that they get when they are sent."""
+    found: list[str] = []
+    for kind, callbacks in (("success", parent.on_success), ("error", parent.on_error)):
+        for index, each in enumerate(callbacks or ()):
+            named = each.with_changes(uuid=each.uuid or callback_id(parent, kind, index))
+            found += [named.uuid, *callback_ids(named)]
+    return found
+
+
 def _bounded(delay: float) -> float:
     """A delay that is no number is none, and one beyond all bounds is a year."""
     return 0.0 if delay != delay else min(max(0.0, float(delay)), LONGEST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
 
 
 @pytest.fixture
-def seed() -> Iterator[Callable[[int], int]]:
+def seed() -> Callable[[int], int]:
     """Prints a seed, so that a failed run can be repeated."""
 
     def told(default: int) -> int:
@@ -92,4 +92,4 @@ def seed() -> Iterator[Callable[[int], int]]:
         print(f"SEED={chosen}")
         return chosen
 
-    yield told
+    return told
