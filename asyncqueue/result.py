@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Generic, cast
 
+from typing_extensions import TypeVar
+
 from asyncqueue.backends.base import Backend
 from asyncqueue.errors import NoBackend, ResultExpired, ResultTimeout, ResultUnknown, TaskFailed
-from asyncqueue.signature import R, Signature
+from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskResult, TaskState
 
+R_co = TypeVar("R_co", default=Any, covariant=True)
 
-class AsyncResult(Generic[R]):
+
+class AsyncResult(Generic[R_co]):
     """What became, or becomes, of one task.
 
     Made by a send, or reopened by UUID with ``server.result(uuid)``. ``await result`` is ``await result.get()``.
@@ -36,10 +40,10 @@ class AsyncResult(Generic[R]):
     def __repr__(self) -> str:
         return f"<AsyncResult {self.task_id} {self._final.state.value if self._final else '…'}>"
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R_co]:
         return self.get().__await__()
 
-    async def get(self, timeout: float | None = None) -> R:
+    async def get(self, timeout: float | None = None) -> R_co:
         """The task's result: None, one value, or a tuple of several; waits until there is one.
 
         ``timeout`` is in seconds; None waits for ever, 0 only looks. Raises ``TaskFailed``, ``ResultTimeout``,
@@ -48,7 +52,7 @@ class AsyncResult(Generic[R]):
         state = await self.wait(timeout)
         if state.state is State.FAILURE:
             raise TaskFailed(state.error, task_id=self.task_id, task_name=state.task_name)
-        return cast(R, self._value_of(state.results or ()))
+        return cast(R_co, self._value_of(state.results or ()))
 
     async def wait(self, timeout: float | None = None) -> TaskState:
         """The final state, waited for; a failure is returned, not raised. Raises as ``get`` does otherwise."""

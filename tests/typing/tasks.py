@@ -70,6 +70,8 @@ async def results_are_typed() -> None:
     assert_type(await (await add.send(1, 2)), int)
     assert_type(await (await divide.send(7, 2)).get(), tuple[int, int])
     assert_type(await server.result("task_1").get(), Any)
+    several: list[AsyncResult[object]] = [await add.send(1, 2), await fetch.send("x")]
+    assert_type([await each for each in several], list[object])
 
 
 async def calling_is_typed() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from asyncqueue import ResultTimeout, Server, TaskFailed, Worker
@@ -9,7 +11,7 @@ from asyncqueue import ResultTimeout, Server, TaskFailed, Worker
 
 @pytest.fixture
 def server() -> Server:
-    return Server(f"memory://{id(object())}")
+    return Server(f"memory://{uuid4()}")
 
 
 async def test_with_no_time_a_result_that_is_there_is_got(server: Server) -> None:
