@@ -3,7 +3,7 @@
 In every page, in order, in one empty folder per page:
 
 - a `python` block is run; one whose first line is a comment with a file name (`# app.py`) is saved under that name
-  instead, for the blocks after it;
+  instead, for the blocks after it, and so is a `yaml` block;
 - a `python no-run` block is compiled only: a fragment that needs something a test cannot have;
 - a `console` block is a shell session: its lines that start with `$ ` are run in one shell, and the other lines must be
   what they print on standard output. What it left in the background is stopped when it ends;
@@ -29,7 +29,7 @@ DEADLINE = 60
 
 _FENCE = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-_FILE = re.compile(r"# (?P<name>[\w/]+\.py)$")
+_FILE = re.compile(r"# (?P<name>[\w/]+\.(?:py|yaml))$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def test_the_blocks_of_a_page_do_what_they_show(page: Path, tmp_path: Path) -> N
                 compile(block.text, block.where, "exec")
             case ["python"]:
                 _run_python(block, tmp_path)
+            case ["yaml"]:
+                _save(block, tmp_path)
             case ["console"]:
                 _run_session(block, tmp_path)
             case [kind, *_] if kind.startswith(("python", "console")):
@@ -81,12 +83,19 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 def _run_python(block: Block, folder: Path) -> None:
     compile(block.text, block.where, "exec")
-    if named := _FILE.match(block.text.partition("\n")[0]):
-        path = folder / named["name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text)
-        return
-    _run([sys.executable, "-c", block.text], block, folder)
+    if not _save(block, folder):
+        _run([sys.executable, "-c", block.text], block, folder)
+
+
+def _save(block: Block, folder: Path) -> bool:
+    """Save a block that names its file; whether it does."""
+    named = _FILE.match(block.text.partition("\n")[0])
+    if named is None:
+        return False
+    path = folder / named["name"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text)
+    return True
 
 
 def _run_session(block: Block, folder: Path) -> None:
