@@ -63,13 +63,9 @@ class RedisBackend:
             reply_timeout=reply_timeout,
             client_name=client_name,
         )
-        self._results_expire_in = results_expire_in
+        self.results_expire_in = results_expire_in
         self._waiters: Waiters | None = None
         self._tracking: _Tracking | None = None
-
-    @property
-    def results_expire_in(self) -> float:
-        return self._results_expire_in
 
     @property
     def address(self) -> str:
@@ -115,7 +111,7 @@ class RedisBackend:
             await self._link.call("UNLINK", *task_ids)
 
     async def _write(self, states: Sequence[tuple[TaskState, str]]) -> None:
-        args: list[Word] = [*expiry(self._results_expire_in)]
+        args: list[Word] = [*expiry(self.results_expire_in)]
         for state, mode in states:
             if mode in "bo" or state.created_at != ZERO:
                 args += (mode, encode_state(state), "")

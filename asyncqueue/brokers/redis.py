@@ -110,7 +110,7 @@ class RedisBroker:
     ``url`` is ``redis://``, ``rediss://`` or ``redis+socket://``; ``tls`` a context to use instead of the one that
     the URL's options make. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is the
     longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is looked
-    at. A dead letter keeps about ``dead_letter_size`` entries, the youngest.
+    at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the youngest.
 
     After ``open``, ``warnings`` holds what is wrong with the server's settings, for people.
     """
@@ -153,8 +153,8 @@ class RedisBroker:
         self._lease = lease
         self._lease_ms = round(lease * 1000)
         self._delayed_key = delayed_tasks_key
-        self._block = min(normal_poll, lease / 5)
-        self._delayed_poll = delayed_poll
+        self.normal_poll = normal_poll
+        self.delayed_poll = delayed_poll
         self._dead_letter_size = dead_letter_size
         self._clock = clock
         self._workers: dict[str, _Worker] = {}
@@ -324,7 +324,7 @@ class RedisBroker:
         if self._blocked >= MAX_BLOCKED:
             await asyncio.sleep(min(left, POLL))
             return
-        wait = max(min(left, self._block), 0.001)  # 0 would be for ever
+        wait = max(min(left, self.normal_poll, self._lease / 5), 0.001)  # 0 would be for ever
         inbox = _keys(worker.queue, worker.id)[6]
         self._blocked += 1
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
@@ -439,7 +439,7 @@ class RedisBroker:
 
     async def tend(self, queues: Sequence[str]) -> float:
         patience = self._lease - self._link.contact()
-        pause = min(self._lease / 5, self._delayed_poll)
+        pause = min(self._lease / 5, self.delayed_poll)
         if patience > 0:
             pause = min(pause, patience)
         calls = [self._tending(queue, may_reap=patience <= 0) for queue in queues]

@@ -492,8 +492,9 @@ class RedisLink:
                 key = text.partition(f"{WRONG_KEY} ")[2]
                 return Refused(f"{where}: the key {key!r} holds something of another type")
             case redis_errors.ResponseError() if isinstance(exc, _TRANSIENT_CLASSES) or _TRANSIENT.search(text):
-                kind = OutOfMemory if "OOM" in text else Unavailable
-                return kind(f"{where} cannot serve now: {text}")
+                if re.search(r"\bOOM\b", text):
+                    return OutOfMemory(f"{where} is full: {text}")
+                return Unavailable(f"{where} cannot serve now: {text}")
             case redis_errors.ResponseError() if re.search(r"\b(NOAUTH|WRONGPASS)\b", text):
                 return (Unavailable if self._was_let_in else Refused)(f"{where} does not let us in: {text}")
             case _:

@@ -43,7 +43,7 @@ CANARY = "s3cret-c4nary"
 # what one worker and its senders need, and nothing else: docs/brokers/redis.md shows the same list
 ACL = (
     "~machinery_tasks ~{machinery_tasks}:aq:* ~delayed_tasks ~{delayed_tasks}:aq:* ~aq:queues ~task_* ~lock_*"
-    " &__redis__:invalidate -@all +ping +info +select +client|id +client|setname +client|tracking"
+    " resetchannels &__redis__:invalidate -@all +ping +info +select +client|id +client|setname +client|tracking"
     " +subscribe +eval +evalsha +time +type +exists +get +set +del +unlink +mget +pexpire"
     " +hget +hset +hdel +hkeys +hlen +hexists +lpop +rpop +lpush +rpush +llen +lrange +blmove"
     " +zadd +zrem +zscore +zrange +zrangebyscore +zremrangebyscore +zcard +xadd +xrange +xlen +xdel"
@@ -402,7 +402,7 @@ async def test_a_replica_is_unavailable_until_it_is_promoted(start_server: Start
 
 
 async def test_a_busy_server_is_unavailable(start_server: StartServer) -> None:
-    server = start_server(RedisServer(options={"busy-reply-threshold": "1"}))
+    server = start_server(RedisServer(options={"lua-time-limit": "1"}))
     async with opened(RedisBroker(server.url)) as broker:
         async with Redis.from_url(server.url, retry=Retry(NoBackoff(), 0)) as other:
             endless = asyncio.ensure_future(other.eval("while true do end", 0))
