@@ -94,7 +94,13 @@ class Signature(BaseModel):
 
 
 class TaskSignature(Signature, Generic[R]):
-    """A signature of a task whose result type is known: what ``Task.s()`` makes."""
+    """A signature of a task whose result type is known: what ``Task.s()`` makes.
+
+    ``takes_nothing`` is never written: as a successor it is to be given none of the results before it. On the wire that
+    is the predecessor's ``Immutable``, set where the two are brought together.
+    """
+
+    takes_nothing: bool = False
 
 
 def new_task_id() -> str:

@@ -41,7 +41,8 @@ class SendOptions(TypedDict, total=False):
 
     ``eta`` is an aware datetime, ``countdown`` seconds (or a timedelta) from now: not both. ``queue`` is the routing
     key. ``priority`` is 0 to 255. ``retries`` is written to ``RetryCount``. ``task_id`` is a UUID of your own.
-    ``on_success`` and ``on_error`` are signatures to send when the task has ended.
+    ``on_success`` and ``on_error`` are signatures to send when the task has ended. ``immutable`` keeps the results from
+    the successors; it is set by itself where these are made with ``si``.
     """
 
     eta: datetime
@@ -84,8 +85,8 @@ class Task(Generic[P, R]):
         )
 
     def si(self, *args: Any, **kwargs: Any) -> TaskSignature[R]:
-        """A signature that hands none of its results on to its ``on_success`` signatures: Machinery's ``Immutable``."""
-        return cast("TaskSignature[R]", self.s(*args, **kwargs).with_changes(immutable=True))
+        """A signature that takes nothing from the task before it, as an ``on_success`` of another one."""
+        return cast("TaskSignature[R]", self.s(*args, **kwargs).with_changes(takes_nothing=True))
 
     def with_(self, **options: Unpack[SendOptions]) -> Self:
         """The same task with other options for its sends."""
@@ -194,6 +195,7 @@ def make_signature(
     headers: dict[str, Any] = dict(options.get("headers", {}))
     if by_name:
         headers[KEYWORDS_HEADER] = "1"
+    successors = _several(options.get("on_success"))
     return TaskSignature(
         uuid=options.get("task_id", ""),
         name=registered.name,
@@ -202,9 +204,9 @@ def make_signature(
         args=args,
         headers=headers or None,
         priority=options.get("priority", own.priority),
-        immutable=options.get("immutable", False),
+        immutable=options.get("immutable", False) or _keeps_results_back(registered.name, successors),
         retry_count=options.get("retries", own.retries),
-        on_success=_several(options.get("on_success")),
+        on_success=successors,
         on_error=_several(options.get("on_error")),
         broker_message_group_id=options.get("message_group_id", ""),
         stop_task_deletion_on_error=own.stop_task_deletion_on_error,
@@ -228,6 +230,17 @@ def eta_of(options: SendOptions, clock: Clock) -> int | None:
         return to_nanoseconds(options["eta"])
     except (ValueError, AttributeError) as exc:
         raise ArgumentError(f"eta: {exc}") from exc
+
+
+def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> bool:
+    """Whether the successors take nothing. Raises ``ArgumentError`` where some do and some do not: Machinery's
+    ``Immutable`` stands on the task before them, and speaks for them all."""
+    kinds = {isinstance(each, TaskSignature) and each.takes_nothing for each in successors or ()}
+    if len(kinds) > 1:
+        raise ArgumentError(
+            f"task {name}: on_success mixes signatures that take its results (s) with ones that do not (si)"
+        )
+    return True in kinds
 
 
 def _several(signatures: Signature | tuple[Signature, ...] | None) -> tuple[Signature, ...] | None:
