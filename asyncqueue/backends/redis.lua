@@ -6,7 +6,8 @@
 -- Nothing is written when one of the keys holds something that is no state.
 local unit, keep = ARGV[1], ARGV[2]
 for _, id in ipairs(KEYS) do
-  if entry(id) == nil then return redis.error_reply('WRONGKEY ' .. id) end
+  local old, reason = entry(id)
+  if old == nil then return refusal(id, reason) end
 end
 for n, id in ipairs(KEYS) do
   local mode, head, tail = ARGV[3 * n], ARGV[3 * n + 1], ARGV[3 * n + 2]

@@ -16,13 +16,11 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function is_list_or_nothing(key)
-  local kind = redis.call('TYPE', key).ok
-  return kind == 'list' or kind == 'none'
-end
-
-local function wrong_key(key)
-  return redis.error_reply('WRONGKEY ' .. key)
+-- why a key cannot be a queue, or nil
+local function no_queue(key)
+  local kind = redis.pcall('TYPE', key)
+  if kind.err then return kind.err end
+  return kind.ok ~= 'list' and kind.ok ~= 'none' and 'WRONGTYPE' or nil
 end
 
 -- "<attempt>:<body>" -> attempt, body
@@ -96,19 +94,22 @@ local i, last = 10 + groups, #ARGV
 local base, worker, proc = 1, ARGV[10], KEYS[3]
 local back = {}
 
--- what would keep an item from being applied as a whole, or nil
-local function obstacle(id, old, mode, at)
-  if mode ~= '' and old == nil then return id end
-  for _ = 1, tonumber(ARGV[at]) do
-    if entry(ARGV[at + 1]) == nil then return ARGV[at + 1] end
-    at = at + 2
+-- what would keep an item from being applied as a whole: a key and the reason, or nil
+local function obstacle(pendings, messages)
+  for n = 1, tonumber(ARGV[pendings]) do
+    local id = ARGV[pendings + 2 * n - 1]
+    local old, reason = entry(id)
+    if old == nil then return id, reason end
   end
-  at = at + 1
-  local from = at
-  for n = 1, tonumber(ARGV[from]) do
-    local queue = ARGV[from + 5 * n - 4]
-    if not is_list_or_nothing(queue) then return queue end
+  for n = 1, tonumber(ARGV[messages]) do
+    local queue = ARGV[messages + 5 * n - 4]
+    local reason = no_queue(queue)
+    if reason then return queue, reason end
   end
+end
+
+local function bury_unsettled(key, reason, value)
+  bury(KEYS[base + 6], size, 'wrong_key', 'cannot be settled: the key ' .. key .. ': ' .. reason, worker, value)
 end
 
 local function apply(at)
@@ -118,11 +119,15 @@ local function apply(at)
   local messages = pendings + 1 + 2 * ARGV[pendings]
   local value = redis.call('HGET', proc, number)
   if value then
-    local old = mode ~= '' and entry(id)
-    local wrong = obstacle(id, old, mode, pendings)
+    local wrong, old, reason = nil, false, nil
+    if mode ~= '' then
+      old, reason = entry(id)
+      if old == nil then wrong = id end
+    end
+    if not wrong then wrong, reason = obstacle(pendings, messages) end
     redis.call('HDEL', proc, number)
     if wrong then
-      bury(KEYS[base + 6], size, 'wrong_key', 'the key ' .. wrong .. ' holds something of another type', worker, value)
+      bury_unsettled(wrong, reason, value)
     else
       if mode == 'o' then
         if not old then redis.call('SET', id, head, unit, keep) end
@@ -154,12 +159,10 @@ while i <= last do
   local op = ARGV[i]
   if op == 's' then
     local number, id = ARGV[i + 1], ARGV[i + 2]
-    local old = entry(id)
+    local old, reason = entry(id)
     if old == nil then
       local value = redis.call('HGET', proc, number)
-      if value and redis.call('HDEL', proc, number) == 1 then
-        bury(KEYS[base + 6], size, 'wrong_key', 'the key ' .. id .. ' holds something of another type', worker, value)
-      end
+      if value and redis.call('HDEL', proc, number) == 1 then bury_unsettled(id, reason, value) end
     elseif redis.call('HDEL', proc, number) == 1 then
       put(id, old, ARGV[i + 3], ARGV[i + 4], false, unit, keep)
     end
@@ -191,7 +194,10 @@ local function claim()
     held[#held + 1] = value
     values[#values + 1] = value
   end
-  local landed = want > 0 and redis.call('LPOP', inbox)
+  -- what is taken out below must find its place here: if it cannot, it is now that this fails
+  redis.call('ZREM', workers, '')
+  redis.call('HSET', proc, 'seq', seq)
+  local landed = redis.call('LPOP', inbox)
   while landed do
     if landed ~= '' then hold('1:' .. landed) end
     landed = #values < want and redis.call('LPOP', inbox)
@@ -203,7 +209,7 @@ local function claim()
     if not ready then break end
     if ready.err then
       if #values > 0 then break end
-      return wrong_key(Q)
+      return refusal(Q, ready.err)
     end
     for _, body in ipairs(ready) do
       if body ~= '' then hold('1:' .. body) end
@@ -266,7 +272,8 @@ local before = remember > 0 and redis.call('GET', KEYS[2])
 if before == tokens then return 0 end
 local i = 4
 while i <= #ARGV do
-  if not is_list_or_nothing(ARGV[i + 1]) then return wrong_key(ARGV[i + 1]) end
+  local reason = no_queue(ARGV[i + 1])
+  if reason then return refusal(ARGV[i + 1], reason) end
   i = i + (ARGV[i] == 'p' and 3 + ARGV[i + 2] or 5)
 end
 local is_done = {}
@@ -304,14 +311,15 @@ local first = 5 + 2 * count
 local is_new = {[0] = true}
 for n = 1, count do
   local id, json = ARGV[3 + 2 * n], ARGV[4 + 2 * n]
-  local old = entry(id)
-  if old == nil then return wrong_key(id) end
+  local old, reason = entry(id)
+  if old == nil then return refusal(id, reason) end
   is_new[n] = not (old and created_at(old) == created_at(json))
 end
 local checked = {}
 for i = first, #ARGV, 5 do
   local queue = ARGV[i]
-  if not checked[queue] and not is_list_or_nothing(queue) then return wrong_key(queue) end
+  local reason = not checked[queue] and no_queue(queue)
+  if reason then return refusal(queue, reason) end
   checked[queue] = true
 end
 for n = 1, count do
@@ -437,7 +445,8 @@ return #held
 --@ depth
 -- KEYS: Q, workers, again, later, dead   ARGV: prefix of proc and inbox
 -- Returns {ready, held, delayed here, dead}.
-if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local reason = no_queue(KEYS[1])
+if reason then return refusal(KEYS[1], reason) end
 local ready, held = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[3]), 0
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
   held = held + redis.call('LLEN', ARGV[1] .. 'inbox:' .. worker)
@@ -456,14 +465,16 @@ return {#members, count}
 
 --@ purge
 -- KEYS: Q, again   Returns how many messages were dropped.
-if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local reason = no_queue(KEYS[1])
+if reason then return refusal(KEYS[1], reason) end
 local count = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[2])
 redis.call('DEL', KEYS[1], KEYS[2])
 return count
 
 --@ requeue
 -- KEYS: Q, dead   ARGV: ids   Returns how many were put back.
-if not is_list_or_nothing(KEYS[1]) then return wrong_key(KEYS[1]) end
+local reason = no_queue(KEYS[1])
+if reason then return refusal(KEYS[1], reason) end
 local count = 0
 for _, id in ipairs(ARGV) do
   local found = redis.call('XRANGE', KEYS[2], id, id)[1]

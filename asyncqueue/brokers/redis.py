@@ -69,6 +69,9 @@ REMEMBER_FENCED = 3_600.0
 AT_ONCE = 500
 """The most entries that one call of a tending script moves: the server serves nobody else meanwhile."""
 
+MAX_BATCH = 1_000
+"""The most messages that one fetch takes. Lua can spread out only so many words of a command."""
+
 MAX_BLOCKED = 4
 """The most connections of an instance that wait in BLMOVE; further queues are polled."""
 
@@ -110,7 +113,8 @@ class RedisBroker:
     ``url`` is ``redis://``, ``rediss://`` or ``redis+socket://``; ``tls`` a context to use instead of the one that
     the URL's options make. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is the
     longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is looked
-    at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the youngest.
+    at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the
+    youngest.
 
     After ``open``, ``warnings`` holds what is wrong with the server's settings, for people.
     """
@@ -165,7 +169,7 @@ class RedisBroker:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            lease=self._lease, max_delay=float("inf"), max_batch=1_000, ordered=True, counts_deliveries=True
+            lease=self._lease, max_delay=float("inf"), max_batch=MAX_BATCH, ordered=True, counts_deliveries=True
         )
 
     @property
@@ -189,7 +193,7 @@ class RedisBroker:
         calls = [
             (_RELEASE, (queue, proc, ready, again, inbox), (worker.id, "1" if worker.is_doubtful else "0"))
             for worker in workers
-            if worker.is_registered
+            if worker.is_registered or worker.is_doubtful
             for queue, proc, ready, again, _, _, inbox in [_keys(worker.queue, worker.id)]
         ]
         if calls:
@@ -294,12 +298,9 @@ class RedisBroker:
 
     async def _step(self, batch: Sequence[Settled], keep: float, worker: _Worker, limit: int) -> Sequence[Delivery]:
         is_new = not worker.is_registered
-        claim: tuple[Word, ...] = (limit, self._lease_ms, worker.last, "1" if is_new else "0")
+        claim: tuple[Word, ...] = (min(limit, MAX_BATCH), self._lease_ms, worker.last, "1" if is_new else "0")
         keys, args = self._packed(batch, keep, claim, (worker.queue, worker.id))
-        was_doubtful, worker.is_doubtful, worker.is_registered = worker.is_doubtful, True, True
-        if is_new:
-            # until it is answered we do not know: ask for it again
-            worker.is_registered = False
+        was_doubtful, worker.is_doubtful = worker.is_doubtful, True
         status, *rest = await self._link.run(_STEP, keys, args)
         worker.is_doubtful, worker.is_registered = was_doubtful, True
         if status == _FENCED:

@@ -382,6 +382,7 @@ class RedisLink:
     async def close(self) -> None:
         """Close what is idle; what is in use closes when it comes back."""
         self._is_closed = True
+        self.facts = None
         while self._idle:
             await self._idle.pop().close()
 

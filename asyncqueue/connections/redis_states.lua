@@ -27,12 +27,17 @@ local function is_final(json)
   return state == 'SUCCESS"' or state == 'FAILURE"'
 end
 
--- What is at a UUID: the JSON, false for nothing, nil for something that is no state.
+-- What is at a UUID: the JSON, false for nothing; nil and the reason where it holds something else, or is not ours.
 local function entry(id)
   local json = redis.pcall('GET', id)
   if type(json) ~= 'table' then return json end
-  if find(json.err, 'WRONGTYPE', 1, true) then return nil end
-  error(json.err)
+  return nil, json.err
+end
+
+-- How a whole call is refused because of one key.
+local function refusal(key, reason)
+  if find(reason, 'WRONGTYPE', 1, true) then reason = 'WRONGKEY ' .. key end
+  return redis.error_reply(reason)
 end
 
 -- The state `head .. CreatedAt .. tail` where `old` is; a final state stays. With an empty tail, the head is all.

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -819,6 +820,66 @@ async def test_what_only_its_inbox_held_comes_back_uncounted(redis_url: str, red
         await redis.rpush(b"{q}:aq:inbox:" + worker, b"late")  # what a broken connection still carried
         (again,) = await comes(taken)
         assert again.body == b"late"
+
+
+async def test_a_fenced_worker_begins_anew_under_another_name(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url, lease=0.5), RedisBroker(redis_url, lease=0.5)) as (broker, other):
+        await broker.publish([message("a"), message("b")])
+        (a,) = await broker.fetch("q", 1, 0)
+
+        async def is_lost() -> bool:
+            await other.tend(["q"])
+            return list(await broker.extend([a])) == [a]
+
+        await comes(is_lost)
+        assert list(await broker.fetch("q", 10, 20)) == []  # it says so at once, and takes nothing in its old name
+        again = await broker.fetch("q", 10, 0)
+        assert sorted((decode_signature(one.body).name, one.attempt) for one in again) == [("a", 2), ("b", 1)]
+        assert list(await broker.extend([a, *again])) == [a]
+
+
+async def test_a_fetch_without_a_reasonable_limit_takes_what_fits(redis_url: str) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.publish([message(f"n{number}") for number in range(9_000)])
+        taken = await broker.fetch("q", 1_000_000, 0)
+        assert len(taken) == broker.capabilities.max_batch
+        assert (await broker.depth("q")).ready == 9_000 - len(taken)
+
+
+async def test_what_cannot_be_held_is_not_taken(start_server: StartServer) -> None:
+    server = start_server(RedisServer(acl={"worker": f"on >{CANARY} {ACL.replace('+hset', '')}"}))
+    url = f"redis://worker:{CANARY}@127.0.0.1:{server.port}"
+    async with opened(RedisBroker(url), RedisBroker(server.url)) as (broker, owner):
+        await owner.publish([message("a", "machinery_tasks")])
+        with pytest.raises(Refused, match=r"can't run|permission"):
+            await broker.fetch("machinery_tasks", 10, 0)
+        assert len(await owner.fetch("machinery_tasks", 10, 0)) == 1
+
+
+async def test_what_may_not_be_settled_is_buried_and_the_rest_is_settled(start_server: StartServer) -> None:
+    server = start_server(RedisServer(acl={"worker": f"on >{CANARY} {ACL}"}))
+    url, queue = f"redis://worker:{CANARY}@127.0.0.1:{server.port}", "machinery_tasks"
+    async with opened(RedisBroker(url), RedisBackend(url)) as (broker, backend):
+        await broker.publish([message(name, queue) for name in "abc"])
+        a, b, c = await broker.fetch(queue, 10, 0)
+        elsewhere = TaskState(task_uuid="elsewhere", task_name="a", state=State.SUCCESS)
+        await broker.settle(
+            [
+                Settled(a, Ack(), elsewhere),
+                Settled(b, Ack(), success("b"), publish=(message("x", "not-mine"),)),
+                Settled(c, Ack(), success("c")),
+            ],
+            KEPT,
+        )
+        dead = await broker.dead(queue, 10)
+        assert ["elsewhere" in dead[0].error, "not-mine" in dead[1].error, len(dead)] == [True, True, 2]
+        found = await backend.get(["task_b", "task_c"])
+        assert [state and state.state for state in found] == [None, State.SUCCESS]
+
+
+def test_the_page_names_the_rights_that_are_tested() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "brokers" / "redis.md").read_text().split()
+    assert set(ACL.split()) - set(page) == {"~lock_*"}
 
 
 async def test_a_dead_worker_of_many_messages_is_taken_over_in_order(redis_url: str) -> None:
