@@ -574,6 +574,12 @@ class EntriesStayForEver(MemoryBackend):
         self._store.states.put(states, 1e9, self._now())
 
 
+@noticed_by(BackendContract.test_the_entry_of_a_task_for_later_is_kept_from_the_time_it_is_due)
+class ExpiryDoesNotWaitForTheDueTime(MemoryBackend):
+    async def begin(self, states: Sequence[TaskState]) -> None:
+        await super().begin([state.model_copy(update={"not_before": None}) for state in states])
+
+
 @noticed_by(BackendContract.test_how_long_entries_are_kept_may_be_changed_while_open)
 class ExpiryIsFixedAtTheStart(MemoryBackend):
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -15,8 +15,9 @@ class Backend(Protocol):
     """States of tasks by UUID.
 
     Every verb raises ``Unavailable`` when the service did not answer and ``Refused`` when it said no. An instance
-    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write; it may be changed
-    while the backend is open, and holds for the writes after that.
+    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write, or, where that
+    state has a ``not_before``, after that moment; it may be changed while the backend is open, and holds for the writes
+    after that.
     """
 
     results_expire_in: float

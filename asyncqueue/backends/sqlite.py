@@ -89,7 +89,7 @@ class SqliteBackend:
         return self._waiters
 
     def _rows(self, states: Sequence[TaskState]) -> list[states_table.Row]:
-        return states_table.to_rows(states, self._now() + self.results_expire_in)
+        return states_table.to_rows(states, self.results_expire_in, self._now())
 
     def _now(self) -> float:
         return self._clock.now_ns() / NANOSECONDS

@@ -242,7 +242,7 @@ class JointStore(Protocol):
     """A broker whose store also holds the states of tasks, and can change both in one step.
 
     The engine uses it where broker and backend have the same ``identity()``. ``keep`` is how long (seconds) a state
-    is kept after this write.
+    is kept after this write, or after its ``not_before``.
     """
 
     async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:

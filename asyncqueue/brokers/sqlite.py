@@ -163,7 +163,7 @@ class SqliteBroker:
 
     async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
         now = self._now()
-        rows = states_table.to_rows(states, now + keep)
+        rows = states_table.to_rows(states, keep, now)
 
         def submit(connection: Connection) -> None:
             unknown = messages_table.unknown(connection, messages, now)
@@ -176,7 +176,7 @@ class SqliteBroker:
 
     async def settle(self, batch: Sequence[Settled], keep: float) -> None:
         now = self._now()
-        prepared = [(item, states_table.to_rows(_states(item), now + keep)) for item in batch]
+        prepared = [(item, states_table.to_rows(_states(item), keep, now)) for item in batch]
 
         def settle(connection: Connection) -> None:
             held = {one.receipt for one in messages_table.held(connection, [item.delivery for item in batch])}

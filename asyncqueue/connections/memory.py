@@ -353,7 +353,8 @@ class States:
 
     def _write(self, state: TaskState, keep: float, now: float) -> None:
         data = encode_state(state)
-        self._records[state.task_uuid] = Record(data, state.state, state.task_name, state.created_at, now + keep)
+        expires_at = max(now, state.not_before or now) + keep
+        self._records[state.task_uuid] = Record(data, state.state, state.task_name, state.created_at, expires_at)
         self._writes += 1
         if self._writes >= self._next_sweep:
             self._records = {key: record for key, record in self._records.items() if record.expires_at > now}

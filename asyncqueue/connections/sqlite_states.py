@@ -46,8 +46,8 @@ _GET = """
 _FORGET = "DELETE FROM task_state WHERE task_uuid IN (SELECT value FROM json_each(?))"
 
 
-def to_rows(states: Iterable[TaskState], expires_at: float) -> list[Row]:
-    """States as ``begin`` and ``put`` take them, to expire at that moment.
+def to_rows(states: Iterable[TaskState], keep: float, now: float) -> list[Row]:
+    """States as ``begin`` and ``put`` take them, to expire ``keep`` seconds after now or after they are due.
 
     Raises ``ArgumentError`` for a result that JSON cannot say.
     """
@@ -57,7 +57,7 @@ def to_rows(states: Iterable[TaskState], expires_at: float) -> list[Row]:
             state.state.value,
             state.task_name,
             None if state.created_at == rfc3339.ZERO else str(state.created_at),
-            expires_at,
+            max(now, state.not_before or now) + keep,
             encode_state(state),
         )
         for state in states

@@ -222,6 +222,7 @@ def _of_task(
                 state=State.RETRY,
                 error=error,
                 attempt=attempt + 1,
+                not_before=_later(again.eta, now_ns),
             )
             return Settled(delivery, Ack(), state, publish=(message(again, rules.default_queue, now_ns),))
         case Superseded(recorded, delay):
@@ -240,12 +241,11 @@ def message(signature: Signature, default_queue: str, now_ns: int) -> Message:
     queue = signature.routing_key or default_queue
     if not signature.routing_key:
         signature = signature.with_changes(routing_key=queue)
-    eta = signature.eta
     return Message(
         body=wire.encode_signature(signature),
         queue=queue,
         id=signature.uuid,
-        not_before=eta / NANOSECONDS if eta is not None and eta > now_ns else None,
+        not_before=_later(signature.eta, now_ns),
         priority=signature.priority,
         ordering_key=signature.broker_message_group_id or None,
         token=f"{now_ns:x}/{signature.uuid}/{attempt_of(signature)}",  # time first: an index on it grows at its end
@@ -254,7 +254,14 @@ def message(signature: Signature, default_queue: str, now_ns: int) -> Message:
 
 def pending(signature: Signature, now_ns: int) -> TaskState:
     """The PENDING state of a signature that is about to be sent."""
-    return made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.PENDING, created_at=now_ns)
+    return made(
+        TaskState,
+        task_uuid=signature.uuid,
+        task_name=signature.name,
+        state=State.PENDING,
+        created_at=now_ns,
+        not_before=_later(signature.eta, now_ns),
+    )
 
 
 def callback_id(parent: Signature, kind: str, index: int) -> str:
@@ -271,6 +278,11 @@ def callback_ids(parent: Signature) -> list[str]:
             named = each.with_changes(uuid=each.uuid or callback_id(parent, kind, index))
             found += [named.uuid, *callback_ids(named)]
     return found
+
+
+def _later(eta: int | None, now_ns: int) -> float | None:
+    """A due time that is still to come, in unix seconds."""
+    return eta / NANOSECONDS if eta is not None and eta > now_ns else None
 
 
 def _bounded(delay: float) -> float:

@@ -253,6 +253,21 @@ class BackendContract(Suite):
         await self.advance(self.expiry)
         await self._until_states(["task_a"], [None])
 
+    async def test_the_entry_of_a_task_for_later_is_kept_from_the_time_it_is_due(self) -> None:
+        short = await self.another_backend(self.expiry)
+        written = self.clock.monotonic()
+        due = self.now() + self.expiry
+        await short.begin([state("task_begun", not_before=due)])
+        await short.put([state("task_put", State.RETRY, not_before=due), state("task_pending", not_before=due)])
+        await short.put([state("task_old", State.RETRY, not_before=due - 3 * self.expiry)])
+        await self.advance(self.expiry * 1.4)
+        found = await self._states("task_begun", "task_put", "task_pending")
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == [State.PENDING, State.RETRY, State.PENDING]
+        await self._until_states(["task_old"], [None])
+        await self.advance(self.expiry * 0.6)
+        await self._until_states(["task_begun", "task_put", "task_pending"], [None, None, None])
+
     async def test_how_long_entries_are_kept_may_be_changed_while_open(self) -> None:
         await self.backend.put([state("task_before", State.STARTED)])
         self.backend.results_expire_in = self.expiry
@@ -437,6 +452,7 @@ def state(
     results: tuple[TaskResult, ...] | None = None,
     created_at: int = rfc3339.ZERO,
     attempt: int = 0,
+    not_before: float | None = None,
 ) -> TaskState:
     """A state, as short as can be."""
     return TaskState(
@@ -447,6 +463,7 @@ def state(
         results=results,
         created_at=created_at,
         attempt=attempt,
+        not_before=not_before,
     )
 
 

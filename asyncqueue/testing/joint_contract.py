@@ -114,6 +114,17 @@ class JointContract(BrokerSuite):
         await self._until_gone("task_short")
         assert await self._state("task_long") is State.PENDING
 
+    async def test_the_submitted_state_of_a_task_for_later_is_kept_from_the_time_it_is_due(self) -> None:
+        written, due = self.clock.monotonic(), self.now() + self.expiry
+        message = self.message("a", not_before=due, token="token-a")
+        await self.joint.submit([state(message.id, not_before=due)], [message], self.expiry)
+        await self.advance(self.expiry * 1.4)
+        found = await self._state(message.id)
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found is State.PENDING
+        await self.advance(self.expiry * 0.6)
+        await self._until_gone(message.id)
+
     # settle
 
     async def test_settle_records_publishes_and_acks(self) -> None:
@@ -281,6 +292,21 @@ class JointContract(BrokerSuite):
         await self.advance(self.expiry)
         await self._until_gone(short)
         assert await self._state(long) is State.SUCCESS
+
+    async def test_the_settled_state_of_a_task_for_later_is_kept_from_the_time_it_is_due(self) -> None:
+        delivery, task_id = await self._taken()
+        written, due = self.clock.monotonic(), self.now() + self.expiry
+        again, callback = self.message("again", not_before=due), self.message("callback", not_before=due)
+        retried, waiting = state(task_id, State.RETRY, not_before=due), state(callback.id, not_before=due)
+        item = Settled(delivery, Ack(), state=retried, pending=(waiting,), publish=(again, callback))
+        await self.joint.settle([item], self.expiry)
+        await self.advance(self.expiry * 1.4)
+        found = [await self._state(task_id), await self._state(callback.id)]
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == [State.RETRY, State.PENDING]
+        await self.advance(self.expiry * 0.6)
+        await self._until_gone(task_id)
+        await self._until_gone(callback.id)
 
     # settle: only what is ours, and once
 
