@@ -49,7 +49,7 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._turned_at = clock.monotonic()
+        self._asked_at = self._turned_at = clock.monotonic()
         self._ready = threading.Event()
 
     @property
@@ -122,15 +122,20 @@ class LeaseKeeper:
             return  # the next beat tries again; the worker's own calls tell the world that the store is away
 
     def _ask_for_a_turn(self, owner: asyncio.AbstractEventLoop) -> None:
-        _call(owner, self._turn)
+        if self._turned_at >= self._asked_at:  # else the last question still waits for its answer
+            self._asked_at = self._clock.monotonic()
+            _call(owner, self._turn)
 
     def _turn(self) -> None:
         self._turned_at = self._clock.monotonic()
 
     def _watch(self, owner: asyncio.AbstractEventLoop, main: int, told: bool) -> bool:
-        silent = self._clock.monotonic() - self._turned_at
-        if silent < self._blocked_after:
+        if self._turned_at >= self._asked_at:
             return False
+        # since it was asked, not since its last turn: this loop may itself have waited long for a store
+        silent = self._clock.monotonic() - self._asked_at
+        if silent < self._blocked_after:
+            return told
         if not told:
             frame = sys._current_frames().get(main)
             stack = "".join(traceback.format_stack(frame)[-8:]) if frame else "(no frame)"
