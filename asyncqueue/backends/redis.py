@@ -19,6 +19,7 @@ from asyncqueue.connections.redis import (
     Reply,
     Word,
     expiry,
+    kept_from,
     parse_url,
     read_scripts,
 )
@@ -114,9 +115,9 @@ class RedisBackend:
         args: list[Word] = [*expiry(self.results_expire_in)]
         for state, mode in states:
             if mode in "bo" or state.created_at != ZERO:
-                args += (mode, encode_state(state), "")
+                args += (mode, encode_state(state), "", kept_from(state))
             else:
-                args += (mode, *encode_state_around_created_at(state))
+                args += (mode, *encode_state_around_created_at(state), kept_from(state))
         if states:
             await self._link.run(_SCRIPTS["put"], [state.task_uuid for state, _ in states], args)
 

@@ -11,16 +11,25 @@
 --
 -- A message that changes hands between two of these does so inside one script.
 
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- why a key cannot be a queue, or nil
-local function no_queue(key)
+-- why a key cannot be of a type, or nil
+local function unfit(key, wanted)
   local kind = redis.pcall('TYPE', key)
   if kind.err then return kind.err end
-  return kind.ok ~= 'list' and kind.ok ~= 'none' and 'WRONGTYPE' or nil
+  return kind.ok ~= wanted and kind.ok ~= 'none' and 'WRONGTYPE' or nil
+end
+
+local function no_queue(key)
+  return unfit(key, 'list')
+end
+
+-- what would keep a message from being sent: a key and the reason, or nil
+local function no_way(queue, due, later, delayed)
+  local reason = no_queue(queue)
+  if reason then return queue, reason end
+  if due == '' then return end
+  local set = later == '' and delayed or later
+  reason = unfit(set, 'zset')
+  if reason then return set, reason end
 end
 
 -- "<attempt>:<body>" -> attempt, body
@@ -81,9 +90,10 @@ end
 --       "g" group                 the items that follow are of this group (1 at first)
 --       "a" number                done
 --       "s" number id head tail   done, and this is its state
---       "x" number verdict a b id head tail mode pendings (id json)* messages (queue due later body once)*
+--       "x" number verdict a b id head tail mode due pendings (id json due)* messages (queue due later body once)*
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
 --           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
+--           due: of a state, ms: it is kept from then on; of a message, ns; or ""
 --           once: the key that remembers an earlier publish of this message, or ""
 -- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
 -- The group to claim for is the first one.
@@ -97,14 +107,14 @@ local back = {}
 -- what would keep an item from being applied as a whole: a key and the reason, or nil
 local function obstacle(pendings, messages)
   for n = 1, tonumber(ARGV[pendings]) do
-    local id = ARGV[pendings + 2 * n - 1]
+    local id = ARGV[pendings + 3 * n - 2]
     local old, reason = entry(id)
     if old == nil then return id, reason end
   end
   for n = 1, tonumber(ARGV[messages]) do
-    local queue = ARGV[messages + 5 * n - 4]
-    local reason = no_queue(queue)
-    if reason then return queue, reason end
+    local m = messages + 5 * n - 4
+    local key, reason = no_way(ARGV[m], ARGV[m + 1], ARGV[m + 2], delayed)
+    if key then return key, reason end
   end
 end
 
@@ -115,8 +125,8 @@ end
 local function apply(at)
   local number, verdict, a, b = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local id, head, tail, mode = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local pendings = at + 9
-  local messages = pendings + 1 + 2 * ARGV[pendings]
+  local pendings = at + 10
+  local messages = pendings + 1 + 3 * ARGV[pendings]
   local value = redis.call('HGET', proc, number)
   if value then
     local wrong, old, reason = nil, false, nil
@@ -125,17 +135,19 @@ local function apply(at)
       if old == nil then wrong = id end
     end
     if not wrong then wrong, reason = obstacle(pendings, messages) end
-    redis.call('HDEL', proc, number)
     if wrong then
       bury_unsettled(wrong, reason, value)
     else
+      local unit_here, keep_here = lasting(unit, keep, ARGV[at + 9])
       if mode == 'o' then
-        if not old then redis.call('SET', id, head, unit, keep) end
+        if not old then redis.call('SET', id, head, unit_here, keep_here) end
       elseif mode ~= '' then
-        put(id, old, head, tail, mode == 'n', unit, keep)
+        put(id, old, head, tail, mode == 'n', unit_here, keep_here)
       end
       for n = 1, tonumber(ARGV[pendings]) do
-        redis.call('SET', ARGV[pendings + 2 * n - 1], ARGV[pendings + 2 * n], unit, keep, 'NX')
+        local p = pendings + 3 * n - 2
+        unit_here, keep_here = lasting(unit, keep, ARGV[p + 2])
+        redis.call('SET', ARGV[p], ARGV[p + 1], unit_here, keep_here, 'NX')
       end
       for n = 1, tonumber(ARGV[messages]) do
         local m = messages + 5 * n - 4
@@ -151,10 +163,13 @@ local function apply(at)
         back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
       end
     end
+    -- last: what goes wrong before does not cost the message
+    redis.call('HDEL', proc, number)
   end
   return messages + 1 + 5 * ARGV[messages]
 end
 
+redis.call('ZREM', KEYS[4], '')
 while i <= last do
   local op = ARGV[i]
   if op == 's' then
@@ -162,7 +177,10 @@ while i <= last do
     local old, reason = entry(id)
     if old == nil then
       local value = redis.call('HGET', proc, number)
-      if value and redis.call('HDEL', proc, number) == 1 then bury_unsettled(id, reason, value) end
+      if value then
+        bury_unsettled(id, reason, value)
+        redis.call('HDEL', proc, number)
+      end
     elseif redis.call('HDEL', proc, number) == 1 then
       put(id, old, ARGV[i + 3], ARGV[i + 4], false, unit, keep)
     end
@@ -195,7 +213,6 @@ local function claim()
     values[#values + 1] = value
   end
   -- what is taken out below must find its place here: if it cannot, it is now that this fails
-  redis.call('ZREM', workers, '')
   redis.call('HSET', proc, 'seq', seq)
   local landed = redis.call('LPOP', inbox)
   while landed do
@@ -272,9 +289,10 @@ local before = remember > 0 and redis.call('GET', KEYS[2])
 if before == tokens then return 0 end
 local i = 4
 while i <= #ARGV do
-  local reason = no_queue(ARGV[i + 1])
-  if reason then return refusal(ARGV[i + 1], reason) end
-  i = i + (ARGV[i] == 'p' and 3 + ARGV[i + 2] or 5)
+  local is_now = ARGV[i] == 'p'
+  local key, reason = no_way(ARGV[i + 1], is_now and '' or ARGV[i + 2], ARGV[i + 3], KEYS[1])
+  if key then return refusal(key, reason) end
+  i = i + (is_now and 3 + ARGV[i + 2] or 5)
 end
 local is_done = {}
 for token in before and string.gmatch(ARGV[3], '([^\n]*)\n') or function() end do
@@ -303,27 +321,30 @@ if remember > 0 then redis.call('SET', KEYS[2], (before or '') .. tokens, 'PX', 
 return 1
 
 --@ submit
--- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json)*, (queue due later state body)*
+-- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, (queue due later state body)*
+-- due: of a state, ms: it is kept from then on; of a message, ns; or ""
 -- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
 -- submitted by an earlier try of this call.
 local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
-local first = 5 + 2 * count
+local first = 5 + 3 * count
 local is_new = {[0] = true}
 for n = 1, count do
-  local id, json = ARGV[3 + 2 * n], ARGV[4 + 2 * n]
+  local id, json = ARGV[2 + 3 * n], ARGV[3 + 3 * n]
   local old, reason = entry(id)
   if old == nil then return refusal(id, reason) end
   is_new[n] = not (old and created_at(old) == created_at(json))
 end
 local checked = {}
 for i = first, #ARGV, 5 do
-  local queue = ARGV[i]
-  local reason = not checked[queue] and no_queue(queue)
-  if reason then return refusal(queue, reason) end
-  checked[queue] = true
+  local queue, due = ARGV[i], ARGV[i + 1]
+  if due ~= '' or not checked[queue] then
+    local key, reason = no_way(queue, due, ARGV[i + 2], KEYS[1])
+    if key then return refusal(key, reason) end
+    checked[queue] = true
+  end
 end
 for n = 1, count do
-  if is_new[n] then redis.call('SET', ARGV[3 + 2 * n], ARGV[4 + 2 * n], unit, keep) end
+  if is_new[n] then redis.call('SET', ARGV[2 + 3 * n], ARGV[3 + 3 * n], lasting(unit, keep, ARGV[4 + 3 * n])) end
 end
 local queue, run = nil, {}
 for i = first, #ARGV, 5 do
@@ -367,8 +388,8 @@ local function take_over(worker, fenced_at)
   for _, number in ipairs(numbers(proc)) do
     if moved >= limit then return end
     local attempt, body = parts(redis.call('HGET', proc, number))
-    redis.call('HDEL', proc, number)
     redis.call('RPUSH', again, string.format('%d:', attempt + 1) .. body)
+    redis.call('HDEL', proc, number)
     moved = moved + 1
   end
   redis.call('DEL', proc)

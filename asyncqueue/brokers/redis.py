@@ -43,6 +43,7 @@ from asyncqueue.connections.redis import (
     ServerFacts,
     Word,
     expiry,
+    kept_from,
     parse_url,
     read_scripts,
 )
@@ -238,7 +239,7 @@ class RedisBroker:
         position = {state.task_uuid: number for number, state in enumerate(states, 1)}
         args: list[Word] = [*expiry(keep), secrets.token_hex(8), len(states)]
         for state in states:
-            args += (state.task_uuid, encode_state(state))
+            args += (state.task_uuid, encode_state(state), kept_from(state))
         for message in messages:
             args += (message.queue, *self._due(message), position.get(message.id, 0), message.body)
         await self._announce({message.queue for message in messages})
@@ -403,7 +404,7 @@ class RedisBroker:
                 add(self._packed_at_length(item, number))
             elif state is None:
                 add(("a", number))
-            elif state.task_name and state.created_at == ZERO and state.state is not State.PENDING:
+            elif state.state.is_final and state.task_name and state.created_at == ZERO:
                 head, tail = encode_state_around_created_at(state)
                 add(("s", number, state.task_uuid, head, tail))
             else:
@@ -430,7 +431,7 @@ class RedisBroker:
         yield from _packed_state(item.state)
         yield len(item.pending)
         for pending in item.pending:
-            yield from (pending.task_uuid, encode_state(pending))
+            yield from (pending.task_uuid, encode_state(pending), kept_from(pending))
         yield len(item.publish)
         for message in item.publish:
             yield from (message.queue, *self._due(message), message.body)
@@ -571,16 +572,16 @@ def _by_worker(deliveries: Sequence[Delivery]) -> dict[tuple[str, str], list[int
     return groups
 
 
-def _packed_state(state: TaskState | None) -> tuple[Word, Word, Word, Word]:
-    """UUID, head, tail and mode, as ``redis.lua`` wants them."""
+def _packed_state(state: TaskState | None) -> tuple[Word, Word, Word, Word, Word]:
+    """UUID, head, tail, mode and due, as ``redis.lua`` wants them."""
     if state is None:
-        return "", "", "", ""
+        return "", "", "", "", ""
     if state.state is State.PENDING:
-        return state.task_uuid, encode_state(state), "", "o"
+        return state.task_uuid, encode_state(state), "", "o", kept_from(state)
     mode = "p" if state.task_name else "n"
     if state.created_at != ZERO:
-        return state.task_uuid, encode_state(state), "", mode
-    return state.task_uuid, *encode_state_around_created_at(state), mode
+        return state.task_uuid, encode_state(state), "", mode, kept_from(state)
+    return state.task_uuid, *encode_state_around_created_at(state), mode, kept_from(state)
 
 
 def _parts(value: bytes) -> tuple[bytes, bytes]:

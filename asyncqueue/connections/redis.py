@@ -25,12 +25,16 @@ from redis.backoff import NoBackoff
 
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
+from asyncqueue.state import TaskState
 
 CONNECT_TIMEOUT = 5.0
 """How long (seconds) to reach the server, authenticate and select the db."""
 
 REPLY_TIMEOUT = 5.0
 """How long (seconds) a reply may take, beyond what a blocking command waits."""
+
+MAX_CONNECTIONS = 8
+"""How many connections a link has in use at once; whoever wants one more waits."""
 
 OLDEST = (6, 2)
 """The oldest server version that will do: BLMOVE is from there."""
@@ -63,6 +67,19 @@ class RedisAddress:
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return self.path or f"{host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Access:
+    """How connections are made from now on. Links that share one change together, in whatever thread they live.
+
+    ``connect_timeout`` and ``reply_timeout`` are seconds, ``client_name`` is shown in CLIENT LIST.
+    """
+
+    address: RedisAddress
+    connect_timeout: float
+    reply_timeout: float
+    client_name: str
 
 
 _FORMS = {
@@ -216,6 +233,11 @@ def expiry(seconds: float) -> tuple[str, int]:
     return ("EX", int(seconds)) if seconds == int(seconds) else ("PX", max(1, round(seconds * 1000)))
 
 
+def kept_from(state: TaskState) -> Word:
+    """From when on the entry of a state is kept, as the scripts want it: ms, or nothing for now."""
+    return "" if state.not_before is None else round(state.not_before * 1000)
+
+
 def _without_comments(text: str) -> str:
     lines = (line.strip() for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines if line and not line.startswith("--"))
@@ -291,7 +313,7 @@ class Channel:
 
     async def exchange(self, payload: bytes, count: int, wait: float = 0.0) -> list[Reply]:
         """Send packed commands and read ``count`` replies; a command's error stands in its place, as one of ours."""
-        timeout = self._link.reply_timeout + wait
+        timeout = self._link.access.reply_timeout + wait
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout):
@@ -347,15 +369,12 @@ class RedisLink:
         *,
         connect_timeout: float = CONNECT_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
-        max_connections: int = 8,
+        max_connections: int = MAX_CONNECTIONS,
         client_name: str = "",
         slow: float = float("inf"),
         on_connect: Callable[[Channel], Awaitable[None]] | None = None,
     ) -> None:
-        self.address = address
-        self.connect_timeout = connect_timeout
-        self.reply_timeout = reply_timeout
-        self.client_name = client_name
+        self.access = Access(address, connect_timeout, reply_timeout, client_name)
         self.facts: ServerFacts | None = None
         self._slow = slow
         self._on_connect = on_connect
@@ -364,6 +383,26 @@ class RedisLink:
         self._is_closed = False
         self._was_let_in = False
         self._contact_since: float | None = None
+
+    @property
+    def address(self) -> RedisAddress:
+        return self.access.address
+
+    def connect_with(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        reply_timeout: float = REPLY_TIMEOUT,
+        tls: ssl.SSLContext | None = None,
+        client_name: str = "",
+    ) -> None:
+        """Make the connections from now on so, and those of links that share our access; what is open stays as it is.
+        Raises ``ConfigError``."""
+        self.access.address = parse_url(url, tls)
+        self.access.connect_timeout = connect_timeout
+        self.access.reply_timeout = reply_timeout
+        self.access.client_name = client_name
 
     async def open(self) -> ServerFacts:
         """Reach the server and see what it is. Raises ``Refused`` for one that is too old."""
@@ -441,7 +480,7 @@ class RedisLink:
         connection = self._connection()
         channel = Channel(self, connection)
         try:
-            async with asyncio.timeout(self.connect_timeout):
+            async with asyncio.timeout(self.access.connect_timeout):
                 await connection.connect()
                 self._was_let_in = True
                 if self._on_connect is not None:
@@ -450,7 +489,7 @@ class RedisLink:
             await channel.close(nowait=True)
             if isinstance(exc, Exception):
                 self.lost_contact()
-                raise self.meaning(exc, self.connect_timeout) from self.cause(exc)
+                raise self.meaning(exc, self.access.connect_timeout) from self.cause(exc)
             raise
         channel.used_at = asyncio.get_running_loop().time()
         return channel
@@ -548,11 +587,11 @@ class RedisLink:
             "db": self.address.db,
             "username": self.address.username,
             "password": self.address.password,
-            "client_name": self.client_name or None,
+            "client_name": self.access.client_name or None,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),  # a lost reply is ours to judge: a blind second RPUSH is a second task
             "socket_timeout": None,  # one timeout spans the whole exchange
-            "socket_connect_timeout": self.connect_timeout,
+            "socket_connect_timeout": self.access.connect_timeout,
         }
         if self.address.path:
             return UnixDomainSocketConnection(path=self.address.path, **options)

@@ -4,6 +4,19 @@
 
 local find, sub, match = string.find, string.sub, string.match
 
+-- ms
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- How SET says how long an entry is kept: from now on, or from when its task is due (ms; '' for now).
+local function lasting(unit, keep, due)
+  local wait = due ~= '' and due - clock() or 0
+  if wait <= 0 then return unit, keep end
+  return 'PX', (unit == 'EX' and keep * 1000 or keep) + wait
+end
+
 -- Go's zero time: when it was sent is not known
 local NEVER = '0001-01-01T00:00:00Z'
 

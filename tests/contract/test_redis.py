@@ -689,6 +689,34 @@ async def test_a_callback_to_a_key_of_another_type_buries_its_sender(redis_url: 
         assert (dead.reason, "wrong" in dead.error) == ("wrong_key", True)
 
 
+async def test_a_delayed_set_of_another_type_costs_no_message(redis_url: str, redis: Redis) -> None:
+    await redis.set("delayed_tasks", "x")
+    later = message("a", not_before=4e9)
+    async with opened(RedisBroker(redis_url)) as broker:
+        for verb in (
+            lambda: broker.publish([message("b"), later]),
+            lambda: broker.submit([pending("b"), pending("a")], [message("b"), later], KEPT),
+        ):
+            with pytest.raises(Refused, match="delayed_tasks"):
+                await verb()
+        assert await redis.exists("q", "task_a", "task_b") == 0, "half of a batch"
+        await broker.publish([message("a")])
+        (taken,) = await broker.fetch("q", 1, 0)
+        await broker.settle([Settled(taken, Ack(), publish=(later,))], KEPT)
+        (dead,) = await broker.dead("q", 10)
+        assert (dead.reason, "delayed_tasks" in dead.error) == ("wrong_key", True)
+
+
+async def test_what_cannot_be_buried_is_still_held(redis_url: str, redis: Redis) -> None:
+    await redis.set("{q}:aq:dead", "x")
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.publish([message("a")])
+        held = list(await broker.fetch("q", 1, 0))
+        with pytest.raises(Refused):
+            await broker.bury(held, "reason", "error")
+        assert list(await broker.extend(held)) == []
+
+
 async def test_a_flush_under_a_worker_stops_nobody(redis_url: str, redis: Redis) -> None:
     async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
         await broker.publish([message("a")])
