@@ -12,7 +12,8 @@ import functools
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from typing import Any
 
 from asyncqueue.brokers.base import Broker, Delivery
 from asyncqueue.clock import Clock
@@ -47,8 +48,8 @@ class LeaseKeeper:
         self._blocked_after = blocked_after
         self._held: dict[Hashable, Delivery] = {}
         self._thread: threading.Thread | None = None
-        self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._asked_at = self._turned_at = clock.monotonic()
         self._ready = threading.Event()
 
@@ -69,11 +70,8 @@ class LeaseKeeper:
         """Start the heartbeat, where the broker has leases at all."""
         if self._lease is None or self._thread is not None:
             return
-        owner = asyncio.get_running_loop()
-        main = threading.get_ident()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._beat(owner, main)), name="asyncqueue-leases", daemon=True
-        )
+        beat = self._beat(self._broker.twin(), asyncio.get_running_loop(), threading.get_ident())
+        self._thread = threading.Thread(target=self._run, args=(beat,), name="asyncqueue-leases", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -82,36 +80,42 @@ class LeaseKeeper:
         if thread is None:
             return
         await asyncio.to_thread(self._ready.wait)
-        if self._loop is not None and self._stop is not None:
+        if self._loop is not None and self._beating is not None:
             with contextlib.suppress(RuntimeError):  # it ended by itself
-                self._loop.call_soon_threadsafe(self._stop.set)
+                self._loop.call_soon_threadsafe(self._beating.cancel)  # a store that does not answer holds up no stop
         await asyncio.to_thread(thread.join)
 
-    async def _beat(self, owner: asyncio.AbstractEventLoop, main: int) -> None:
+    def _run(self, beat: Coroutine[Any, Any, None]) -> None:
+        try:
+            asyncio.run(beat)
+        except asyncio.CancelledError:
+            return  # by stop
+        finally:
+            self._ready.set()
+
+    async def _beat(self, twin: Broker, owner: asyncio.AbstractEventLoop, main: int) -> None:
         assert self._lease is not None
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._beating = asyncio.get_running_loop(), asyncio.current_task()
         self._ready.set()
-        twin = self._broker.twin()
         every = self._lease / _BEATS_PER_LEASE
         next_beat = self._clock.monotonic() + every
         told = False
         try:
-            while not self._stop.is_set():
+            while True:
                 self._ask_for_a_turn(owner)
                 told = self._watch(owner, main, told)
-                if self._clock.monotonic() >= next_beat:
-                    await self._extend(twin, owner)
-                    next_beat = self._clock.monotonic() + every
-                with contextlib.suppress(TimeoutError):  # nobody asked us to stop
-                    await asyncio.wait_for(self._stop.wait(), min(_PULSE, every))
+                if self._clock.monotonic() >= next_beat and await self._extend(twin, owner):
+                    next_beat = self._clock.monotonic() + every  # else the next pulse tries again
+                await asyncio.sleep(min(_PULSE, every))
         finally:
             with contextlib.suppress(AsyncQueueError):  # we are leaving
                 await twin.close()
 
-    async def _extend(self, twin: Broker, owner: asyncio.AbstractEventLoop) -> None:
+    async def _extend(self, twin: Broker, owner: asyncio.AbstractEventLoop) -> bool:
+        """Whether everything that is held was extended."""
         held = list(self._held.values())
         if not held:
-            return
+            return True
         try:
             await twin.open()
             for part in parts(held, twin.capabilities.max_batch):
@@ -119,7 +123,12 @@ class LeaseKeeper:
                 if lost:
                     _call(owner, functools.partial(self._lost, tuple(lost)))
         except AsyncQueueError:
-            return  # the next beat tries again; the worker's own calls tell the world that the store is away
+            return False  # the worker's own calls tell the world that the store is away
+        except Exception as exc:  # no driver should; but if this thread ended, every lease would, without a word
+            context = {"message": "leases could not be extended", "exception": exc}
+            _call(owner, functools.partial(owner.call_exception_handler, context))
+            return False
+        return True
 
     def _ask_for_a_turn(self, owner: asyncio.AbstractEventLoop) -> None:
         if self._turned_at >= self._asked_at:  # else the last question still waits for its answer
