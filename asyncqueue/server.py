@@ -15,7 +15,7 @@ from asyncqueue import names, urls, wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
 from asyncqueue.clock import SYSTEM_CLOCK, Clock
-from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load
+from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load, taken_up
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
@@ -34,7 +34,7 @@ from asyncqueue.engine.registry import (
 from asyncqueue.engine.settlement import Settlement, settlement_of
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
 from asyncqueue.locks.base import Lock
-from asyncqueue.redact import redact_url
+from asyncqueue.redact import redact_url, without_credentials
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
@@ -94,7 +94,9 @@ class Server:
         self.reload_path: Path | None = None
         self._settings_listeners: list[Callable[[Settings], None]] = []
         self._override: tuple[Settings, Settings] | None = None
-        self._choose(url, broker, backend, lock)
+        self._broker_url = self._backend_url = self._lock_url = ""
+        self._given = url, broker, backend, lock
+        self._choose(*self._given)
         self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
         self._pid = os.getpid()
         self._inherited: list[object] = []
@@ -361,17 +363,21 @@ class Server:
         runs. Raises ``ConfigError``.
         """
         over = load(path)
-        said = over.model_fields_set
-        url, broker, backend, lock = self._chosen
         self._override = self.settings, over
         self.settings = layered(self.settings, over)
-        self._choose(
+        self._choose(*self._laid_over(over))
+        self.reload_path = Path(path)
+
+    def _laid_over(self, over: Settings) -> tuple[str | None, str | Broker | None, str | Backend | None, Any]:
+        """What the code chose, but for what ``over`` says."""
+        said = over.model_fields_set
+        url, broker, backend, lock = self._given
+        return (
             None if "broker" in said else url,
             over.broker if "broker" in said else broker,
             over.result_backend if "result_backend" in said else backend,
             over.lock or lock,
         )
-        self.reload_path = Path(path)
 
     def reloader(self, path: str | os.PathLike[str]) -> Reloader:
         """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
@@ -380,6 +386,7 @@ class Server:
         beneath, above = self._override
 
         async def apply(settings: Settings, changed: frozenset[str]) -> None:
+            self._chosen = self._laid_over(settings)
             await self._apply(layered(beneath, settings), changed)
 
         return Reloader(path, above, apply)
@@ -393,13 +400,31 @@ class Server:
         self._settings_listeners.remove(listener)
 
     async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
-        self.settings = settings
+        self.settings = settings = taken_up(self.settings, settings)
         self._rules = _rules_of(settings)
         for home in list(self._homes.values()):
             if home.connected is not None:
                 _retune(home.connected, settings)
         for listener in self._settings_listeners:
             listener(settings)
+        self._reconnect()  # last: a certificate that cannot be read holds up nothing else
+
+    def _reconnect(self) -> None:
+        """Connect as the settings say from now on, where they still lead to the stores that we have."""
+        broker, backend, lock = self._urls(*self._chosen)
+        self._broker_url = _to_same_place(self._broker_url, broker)
+        self._backend_url = _to_same_place(self._backend_url, backend)
+        self._lock_url = _to_same_place(self._lock_url, lock)
+        for home in list(self._homes.values()):
+            if home.connected is None:
+                continue
+            if self._own_broker is None:
+                lease = self.settings.worker.lease
+                urls.reconnect(home.connected.broker, self._broker_url, self.settings, lease=lease)
+            if self._own_backend is None:
+                urls.reconnect(home.connected.backend, self._backend_url, self.settings)
+            if self._own_lock is None:
+                urls.reconnect(home.lock, self._lock_url, self.settings)
 
     def _choose(
         self, url: str | None, broker: str | Broker | None, backend: str | Backend | None, lock: str | Lock | None
@@ -411,12 +436,12 @@ class Server:
         self._own_backend = backend if not isinstance(backend, str) else None
         self._own_lock = lock if not isinstance(lock, str) else None
         self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
-        urls.check(self._broker_url, self._backend_url, self._lock_url)
+        urls.check(self._broker_url, self._backend_url, self._lock_url, self.settings)
 
     def _urls(self, url: str | None, broker: object, backend: object, lock: object) -> tuple[str, str, str]:
         """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
         said = self.settings.model_fields_set
-        broker_url = broker if isinstance(broker, str) else url or self.settings.broker
+        broker_url = broker if isinstance(broker, str) else self.settings.broker if url is None else url
         if isinstance(backend, str):
             backend_url = backend
         elif url is None and "result_backend" in said:
@@ -532,6 +557,11 @@ def _retune(connected: Connected, settings: Settings) -> None:
     if isinstance(connected.broker, Polling):
         connected.broker.normal_poll = settings.redis.normal_tasks_poll_period / 1_000
         connected.broker.delayed_poll = settings.redis.delayed_tasks_poll_period / 1_000
+
+
+def _to_same_place(old: str, new: str) -> str:
+    """The new URL, if only its credentials are new."""
+    return new if without_credentials(new) == without_credentials(old) else old
 
 
 def _readable(bodies: Iterable[bytes]) -> list[Signature]:

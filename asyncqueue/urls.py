@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker
+from asyncqueue.brokers.base import Broker, Reconnecting
 from asyncqueue.config.settings import Settings
 from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
@@ -51,8 +51,25 @@ DRIVERS: Mapping[str, Driver] = {
 """Every scheme that this version knows."""
 
 
+LATER: Mapping[str, str] = {
+    "amqp": "RabbitMQ",
+    "amqps": "RabbitMQ",
+    "https://sqs": "Amazon SQS",
+    "https://dynamodb": "Amazon DynamoDB",
+    "gcppubsub": "Google Pub/Sub",
+    "mongodb": "MongoDB",
+    "mongodb+srv": "MongoDB",
+    "memcache": "Memcached",
+}
+"""How Machinery's URLs begin for services that this version has no driver for."""
+
 _LONG = 86_400.0
 """Seconds that stand for "no limit" where a driver wants a number."""
+
+_LONG_ENOUGH = 5.0
+"""Seconds in which a Redis that is there answers, however short the lease."""
+
+_REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 
 EAGER = "eager"
 """The scheme of a server that runs tasks as they are sent."""
@@ -66,11 +83,14 @@ def scheme_of(url: str) -> str:
     return url.partition(":")[0].lower() if ":" in url else url.lower()
 
 
-def check(broker: str, backend: str, lock: str) -> None:
-    """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be."""
+def check(broker: str, backend: str, lock: str, settings: Settings) -> None:
+    """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be, and for settings
+    that ask for a kind of service that no driver can reach."""
     for kind, url in (("broker", broker), ("result backend", backend), ("lock", lock)):
         if not (kind == "lock" and not url) and not (kind == "result backend" and scheme_of(url) == NULL):
             _known(kind, url)
+    if any(scheme_of(url) in _REDIS_SCHEMES for url in (broker, backend, lock)):
+        _check_redis(settings)
 
 
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
@@ -96,7 +116,8 @@ def broker_for(url: str, settings: Settings) -> Broker:
                     delayed_tasks_key=redis.delayed_tasks_key or "delayed_tasks",
                     normal_poll=redis.normal_tasks_poll_period / 1_000,
                     delayed_poll=redis.delayed_tasks_poll_period / 1_000,
-                    **_redis_options(url, settings),
+                    **_redis_access(url, settings, lease=settings.worker.lease),
+                    **_redis_pool(settings),
                 ),
             )
         case "sqlite":
@@ -111,7 +132,8 @@ def backend_for(url: str, settings: Settings) -> Backend:
     keep = settings.results_expire_in
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
-            return cast(Backend, made(url, results_expire_in=keep, **_redis_options(url, settings)))
+            access = _redis_access(url, settings)
+            return cast(Backend, made(url, results_expire_in=keep, **access, **_redis_pool(settings)))
         case "sqlite":
             return cast(Backend, made(url, results_expire_in=keep))
         case _:
@@ -123,23 +145,39 @@ def lock_for(url: str, settings: Settings) -> Lock:
     made = _load("lock", url, _known("lock", url).lock)
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
-            return cast(Lock, made(url, **_redis_options(url, settings)))
+            return cast(Lock, made(url, **_redis_access(url, settings)))
         case "sqlite":
             return cast(Lock, made(url))
         case _:
             return cast(Lock, made(_memory_store(url)))
 
 
-def _redis_options(url: str, settings: Settings) -> dict[str, Any]:
+def reconnect(driver: object, url: str, settings: Settings, *, lease: float | None = None) -> None:
+    """Tell an open driver how to make its connections from now on; ``lease`` is that of a broker. Raises
+    ``ConfigError``."""
+    if isinstance(driver, Reconnecting) and scheme_of(url) in _REDIS_SCHEMES:
+        driver.connect_with(url, **_redis_access(url, settings, lease=lease))
+
+
+def _redis_access(url: str, settings: Settings, *, lease: float | None = None) -> dict[str, Any]:
+    """How connections to Redis are made. A broker that waited for one reply as long as the ``lease`` is would lose
+    what it holds, so there it is a third of it, or what the driver deems long enough."""
+    redis = settings.redis
+    longest = _LONG if lease is None else max(_LONG_ENOUGH, lease / 3)
     said = settings.tls.model_dump(exclude_defaults=True)
     if said.pop("server_name", ""):
         raise ConfigError("tls.server_name: Redis connections verify the URL's host; name the server in the URL")
     return {
-        "connect_timeout": settings.redis.connect_timeout or _LONG,
-        "client_name": settings.redis.client_name,
+        "connect_timeout": min(redis.connect_timeout or _LONG, longest),
+        "reply_timeout": min(redis.read_timeout or _LONG, longest),
+        "client_name": redis.client_name,
         # TLS is for the scheme to turn on; the settings only say how
         "tls": _tls_context(**said) if said and scheme_of(url) == "rediss" else None,
     }
+
+
+def _redis_pool(settings: Settings) -> dict[str, Any]:
+    return {"max_connections": settings.redis.max_active} if settings.redis.max_active else {}
 
 
 def _tls_context(**said: Any) -> Any:
@@ -157,10 +195,33 @@ def _known(kind: str, url: str) -> Driver:
     driver = DRIVERS.get(scheme)
     if driver is not None:
         return driver
-    near = get_close_matches(scheme, DRIVERS, n=1)
-    hint = f"; did you mean {near[0]}://" if near else ""
     known = ", ".join(f"{each}://" for each in DRIVERS)
-    raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint}. Known schemes: {known}")
+    service = next((LATER[start] for start in (scheme, *LATER) if start in LATER and _begins(url, start)), None)
+    if service is not None:
+        raise ConfigError(
+            f"{kind} URL {redact_url(url)!r}: this version has no driver for {service} yet. It has drivers for {known}"
+        )
+    near = get_close_matches(scheme, DRIVERS, n=1)
+    hint = f"; did you mean {near[0]}://?" if near else "."
+    raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}")
+
+
+def _begins(url: str, start: str) -> bool:
+    return url.lower().startswith(start if ":" in start else f"{start}:")
+
+
+def _check_redis(settings: Settings) -> None:
+    """Raise ``ConfigError`` where Sentinel or Cluster is asked for: a URL taken for one plain server would be wrong."""
+    redis = settings.redis
+    for key, said in (
+        ("master_name", redis.master_name),
+        ("cluster_mode", redis.cluster_mode),
+        ("cluster_enabled", redis.cluster_enabled),
+    ):
+        if said:
+            raise ConfigError(
+                f"redis.{key}: this version reaches one Redis server; it knows no Sentinel or Cluster yet"
+            )
 
 
 def _load(kind: str, url: str, target: str | None) -> Any:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Hashable, Sequence
+from typing import Any
 
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.connections.redis import (
     CONNECT_TIMEOUT,
+    MAX_CONNECTIONS,
     REPLY_TIMEOUT,
     Channel,
     RedisLink,
@@ -45,7 +47,7 @@ class RedisBackend:
     """States on one Redis server; see ``asyncqueue.backends.base`` for what each verb promises.
 
     ``url`` and ``tls`` as for the broker. ``results_expire_in`` is how long (seconds) an entry is kept after its last
-    write.
+    write. ``max_connections`` bounds those that are in use at once; two more listen while somebody waits.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class RedisBackend:
         reply_timeout: float = REPLY_TIMEOUT,
         tls: ssl.SSLContext | None = None,
         client_name: str = "",
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._link = RedisLink(
             parse_url(url, tls),
             connect_timeout=connect_timeout,
             reply_timeout=reply_timeout,
+            max_connections=max_connections,
             client_name=client_name,
         )
         self.results_expire_in = results_expire_in
@@ -71,6 +75,9 @@ class RedisBackend:
     @property
     def address(self) -> str:
         return str(self._link.address)
+
+    def connect_with(self, url: str, **options: Any) -> None:
+        self._link.connect_with(url, **options)
 
     async def open(self) -> None:
         await self._link.open()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from asyncqueue.state import TaskState
 
@@ -143,6 +143,16 @@ class Polling(Protocol):
 
     normal_poll: float
     delayed_poll: float
+
+
+@runtime_checkable
+class Reconnecting(Protocol):
+    """A broker, backend or lock that can be told, while it is open, how to connect from now on."""
+
+    def connect_with(self, url: str, **options: Any) -> None:
+        """Make the connections from now on with this URL, which leads to the same place with other credentials, and
+        with these options of the constructor, those of the twins too. What is open stays as it is. Raises
+        ``ConfigError``."""
 
 
 @dataclass(frozen=True, slots=True)

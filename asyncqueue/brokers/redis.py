@@ -34,6 +34,7 @@ from asyncqueue.brokers.base import (
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.redis import (
     CONNECT_TIMEOUT,
+    MAX_CONNECTIONS,
     REPLY_TIMEOUT,
     Channel,
     OutOfMemory,
@@ -115,7 +116,7 @@ class RedisBroker:
     the URL's options make. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is the
     longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is looked
     at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the
-    youngest.
+    youngest. ``max_connections`` bounds the connections in use at once; up to ``MAX_BLOCKED`` more wait for messages.
 
     After ``open``, ``warnings`` holds what is wrong with the server's settings, for people.
     """
@@ -132,6 +133,7 @@ class RedisBroker:
         reply_timeout: float = REPLY_TIMEOUT,
         tls: ssl.SSLContext | None = None,
         client_name: str = "",
+        max_connections: int = MAX_CONNECTIONS,
         dead_letter_size: int = 10_000,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -145,6 +147,7 @@ class RedisBroker:
             "reply_timeout": reply_timeout,
             "tls": tls,
             "client_name": client_name,
+            "max_connections": max_connections,
             "dead_letter_size": dead_letter_size,
             "clock": clock,
         }
@@ -152,6 +155,7 @@ class RedisBroker:
             parse_url(url, tls),
             connect_timeout=connect_timeout,
             reply_timeout=reply_timeout,
+            max_connections=max_connections,
             client_name=client_name,
             slow=lease / 2,
         )
@@ -204,7 +208,13 @@ class RedisBroker:
         await self._link.close()
 
     def twin(self) -> Self:
-        return type(self)(**self._arguments)
+        twin = type(self)(**self._arguments)
+        twin._link.access = self._link.access
+        return twin
+
+    def connect_with(self, url: str, **options: Any) -> None:
+        self._link.connect_with(url, **options)
+        self._arguments |= {"url": url, **options}
 
     async def identity(self) -> Hashable:
         facts = await self._link.look()

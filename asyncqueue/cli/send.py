@@ -109,5 +109,5 @@ def _warn_of_unknown(server: Server, name: str) -> None:
     if not known or name in known:
         return
     near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     click.echo(f"Note: no task {name!r} is registered on this server{hint} It is sent all the same.", err=True)

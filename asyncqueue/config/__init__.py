@@ -1,6 +1,6 @@
 """Settings: read once, at the edge, into typed models; passed down as values."""
 
-from asyncqueue.config.reload import EFFECT, Reloader, changed, effect
+from asyncqueue.config.reload import EFFECT, Reloader, changed, effect, taken_up
 from asyncqueue.config.settings import (
     SETTINGS,
     AMQPSettings,
@@ -39,4 +39,5 @@ __all__ = [
     "from_yaml",
     "layered",
     "load",
+    "taken_up",
 ]

@@ -44,6 +44,12 @@ def effect(path: str, old: Settings, new: Settings) -> Effect:
     return "at reconnect" if without_credentials(before) == without_credentials(after) else "never"
 
 
+def taken_up(old: Settings, new: Settings) -> Settings:
+    """``new``, but for what a running process never takes up: that stays as ``old`` has it."""
+    kept = {path: old.value(path) for path in changed(old, new) if effect(path, old, new) == "never"}
+    return layered(new, from_overrides(kept)) if kept else new
+
+
 class Reloader:
     """Looks at a configuration file every ``interval`` seconds and calls back when its settings have changed.
 

@@ -209,37 +209,50 @@ class RedisSettings(Section):
 
     max_idle: Annotated[
         int,
-        Field(ge=0, le=100_000, description="How many unused connections are kept open."),
+        Field(
+            ge=0,
+            le=100_000,
+            description="Unused connections: of no meaning here, they are as many as were needed at once.",
+        ),
         Key("at reconnect", unit="connections", env=("REDIS_MAX_IDLE",)),
     ] = 3
     max_active: Annotated[
         int,
-        Field(ge=0, le=100_000, description="How many connections there may be at once; 0: no limit."),
-        Key("at reconnect", unit="connections", env=("REDIS_MAX_ACTIVE",)),
+        Field(
+            ge=0,
+            le=100_000,
+            description="How many connections the broker, and the results, have in use at once; 0: 8 each. Waiting for"
+            " messages and results takes up to 6 more.",
+        ),
+        Key("never", unit="connections", env=("REDIS_MAX_ACTIVE",)),
     ] = 0
     max_idle_timeout: Annotated[
         Seconds,
-        Field(description="After how long an unused connection is closed; 0: never."),
+        Field(description="Unused connections: of no meaning here, one that rested is asked for a sign of life."),
         Key("at reconnect", unit="s", env=("REDIS_IDLE_TIMEOUT",)),
     ] = 240.0
     wait: Annotated[
         bool,
-        Field(description="With all connections in use: wait for one (true) or fail (false)."),
+        Field(description="With all connections in use: of no meaning here, a call always waits for one."),
         Key("at reconnect", env=("REDIS_WAIT",)),
     ] = False
     read_timeout: Annotated[
         Seconds,
-        Field(description="How long to wait for a reply; 0: no limit."),
+        Field(
+            description="How long to wait for a reply; 0: no limit. For the broker at most a third of the lease, or 5."
+        ),
         Key("at reconnect", unit="s", env=("REDIS_READ_TIMEOUT",)),
     ] = 15.0
     write_timeout: Annotated[
         Seconds,
-        Field(description="How long a command may take to be sent; 0: no limit."),
+        Field(description="Sending: of no meaning here, read_timeout spans sending and reply."),
         Key("at reconnect", unit="s", env=("REDIS_WRITE_TIMEOUT",)),
     ] = 15.0
     connect_timeout: Annotated[
         Seconds,
-        Field(description="How long connecting may take; 0: no limit."),
+        Field(
+            description="How long connecting may take; 0: no limit. For the broker at most a third of the lease, or 5."
+        ),
         Key("at reconnect", unit="s", env=("REDIS_CONNECT_TIMEOUT",)),
     ] = 15.0
     normal_tasks_poll_period: Annotated[
@@ -266,22 +279,22 @@ class RedisSettings(Section):
     ] = ""
     master_name: Annotated[
         str,
-        Field(description="Name of the master that Sentinel watches; set: the URL's hosts are sentinels."),
+        Field(description="Name of the master that Sentinel watches: refused, there is no Sentinel yet."),
         Key("never", env=("REDIS_MASTER_NAME",)),
     ] = ""
     cluster_mode: Annotated[
         bool,
-        Field(description="Whether one host in the URL is a node of a cluster (Machinery v1's name)."),
+        Field(description="Whether the server is a cluster: refused, there is no Cluster yet."),
         Key("never", env=("REDIS_CLUSTER_MODE",)),
     ] = False
     cluster_enabled: Annotated[
         bool,
-        Field(description="The same as cluster_mode (Machinery v2's name); one of the two is enough."),
+        Field(description="The same as cluster_mode (Machinery v2's name)."),
         Key("never", env=("REDIS_CLUSTER_ENABLED",)),
     ] = False
     sentinel_password: Annotated[
         SecretStr,
-        Field(description="Password of the sentinels themselves."),
+        Field(description="Password of the sentinels themselves: of no meaning here yet."),
         Key("at reconnect", env=("REDIS_SENTINEL_PASSWORD",), show="never"),
     ] = SecretStr("")
 

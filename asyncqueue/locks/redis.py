@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+from typing import Any
 
 from asyncqueue.connections.redis import CONNECT_TIMEOUT, REPLY_TIMEOUT, RedisLink, parse_url, read_scripts
 
@@ -36,6 +37,9 @@ class RedisLock:
     @property
     def address(self) -> str:
         return str(self._link.address)
+
+    def connect_with(self, url: str, **options: Any) -> None:
+        self._link.connect_with(url, **options)
 
     async def open(self) -> None:
         await self._link.open()
