@@ -8,8 +8,9 @@ from asyncqueue import names
 from asyncqueue.signature import Signature, nested
 
 
-def name_problem(signature: Signature, queue: str) -> str | None:
-    """What is wrong with the names in a signature for ``queue``, or in one inside it; None where all is well.
+def name_problem(signature: Signature, queue: str = "") -> str | None:
+    """What is wrong with the names in a signature, or in one inside it; None where all is well. ``queue`` is where it
+    came from, if it did.
 
     UUIDs and queues become keys of the stores as they are: one that is somebody else's key would destroy it, and a
     callback with the UUID of a task above it would pass for that task, which has ended.

@@ -83,7 +83,7 @@ class Publisher:
         rules = self._rules()
         now = self._clock.now_ns()
         filled = _filled(signature, rules.default_queue)
-        problem = name_problem(filled, filled.routing_key)
+        problem = name_problem(filled)
         if problem:
             raise Refused(f"task {filled.name!r} cannot be sent: {problem}")
         registered = self._registry.find(filled.name)

@@ -280,7 +280,8 @@ def register(name: str, function: Function, options: TaskOptions) -> Registered:
         raise ConfigError(problem)
     inner = inspect.unwrap(function) if not isinstance(function, functools.partial) else function.func
     try:
-        hints = typing.get_type_hints(inner, include_extras=True)
+        described = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner).__call__
+        hints = typing.get_type_hints(described, include_extras=True)
         signature = inspect.signature(function)
     except Exception as exc:
         raise ConfigError(f"task {name!r}: cannot read its annotations: {exc}") from exc

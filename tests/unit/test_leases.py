@@ -1,96 +1,113 @@
-"""The heartbeat goes on whatever its store does, and ends when it is told to."""
+"""A heartbeat in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, ClassVar
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-import pytest
-
-from asyncqueue.brokers.base import Delivery
-from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.brokers.base import Delivery, Message
+from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.clock import SYSTEM_CLOCK
-from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.leases import LeaseKeeper
-from asyncqueue.errors import Unavailable
+from asyncqueue.testing import Faults, with_faults
 
-HELD = Delivery(b"", "q", "1@here", 1)
-PATIENCE = 30.0
-
-
-class Beats(MemoryBroker):
-    """What is extended comes to ``extends``: first what it raises there, then nothing."""
-
-    errors: ClassVar[list[Exception]] = []
-    beats: ClassVar[list[int]] = []
-    hangs: ClassVar[bool] = False
-    reached: ClassVar[threading.Event] = threading.Event()
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        type(self).beats.append(len(deliveries))
-        if self.hangs:
-            self.reached.set()
-            await asyncio.Event().wait()
-        if self.errors:
-            raise self.errors.pop(0)
-        return ()
+LEASE = 0.5
 
 
-@pytest.fixture
-def beats() -> type[Beats]:
-    class Own(Beats):
-        errors: ClassVar[list[Exception]] = []
-        beats: ClassVar[list[int]] = []
-        reached: ClassVar[threading.Event] = threading.Event()
+class Desk:
+    """A broker with one message taken, and a keeper for it."""
 
-    return Own
+    def __init__(self, path: Path, *, blocked_after: float = 60.0) -> None:
+        self.faults = Faults()
+        self.broker = with_faults(SqliteBroker(path, lease=LEASE), self.faults)
+        self.lost: asyncio.Queue[Sequence[Delivery]] = asyncio.Queue()
+        self.blocked: list[tuple[float, str]] = []
+        self.keeper = LeaseKeeper(
+            self.broker,
+            clock=SYSTEM_CLOCK,
+            lost=self.lost.put_nowait,
+            blocked=lambda seconds, stack: self.blocked.append((seconds, stack)),
+            blocked_after=blocked_after,
+        )
 
+    async def take(self) -> Delivery:
+        await self.broker.open()
+        await self.broker.publish([Message(b"x", "q", "task_a")])
+        (delivery,) = await self.broker.fetch("q", 1, 1)
+        self.keeper.hold([delivery])
+        self.keeper.start()
+        return delivery
 
-@asynccontextmanager
-async def keeping(broker: MemoryBroker) -> AsyncIterator[LeaseKeeper]:
-    keeper = LeaseKeeper(broker, clock=SYSTEM_CLOCK, lost=lambda lost: None, blocked=lambda seconds, stack: None)
-    keeper.hold([HELD])
-    keeper.start()
-    try:
-        yield keeper
-    finally:
-        async with asyncio.timeout(PATIENCE):
-            await keeper.stop()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("error", [Unavailable("away"), RuntimeError("no driver should")])
-async def test_a_heartbeat_that_fails_is_tried_again(beats: type[Beats], error: Exception) -> None:
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
-    beats.errors.append(error)
-    async with keeping(beats(MemoryStore(), lease=0.2)):
-        await until(lambda: len(beats.beats) >= 3)
-    assert [one["exception"] for one in told] == ([] if isinstance(error, Unavailable) else [error])
+    async def beats(self, count: int) -> None:
+        before = self.faults.calls["extend"]
+        async with asyncio.timeout(30):
+            while self.faults.calls["extend"] < before + count:
+                await asyncio.sleep(0.01)
 
 
-async def test_a_store_that_does_not_answer_holds_up_no_stop(beats: type[Beats]) -> None:
-    beats.hangs = True
-    async with keeping(beats(MemoryStore(), lease=0.2)):
-        await asyncio.to_thread(beats.reached.wait, PATIENCE)
+async def test_what_is_held_stays_ours_beyond_its_lease(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "q.db")
+    delivery = await desk.take()
+    await desk.beats(8)
+    assert await desk.broker.fetch("q", 1, 0) == []
+    assert await desk.broker.extend([delivery]) == []
+    await desk.keeper.stop()
+    await desk.broker.close()
 
 
-async def test_a_broker_that_has_no_twin_fails_where_it_is_started() -> None:
-    class Alone(MemoryBroker):
-        def twin(self) -> Any:
-            raise RuntimeError("only one of me")
+async def test_a_blocked_loop_does_not_stop_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "q.db", blocked_after=0.3)
+    delivery = await desk.take()
+    await desk.beats(1)
+    time.sleep(3 * LEASE)  # that is what is tried here
+    other = SqliteBroker(tmp_path / "q.db", lease=LEASE)
+    await other.open()
+    assert await other.fetch("q", 1, 0) == []
+    assert await desk.broker.extend([delivery]) == []
+    await desk.keeper.stop()
+    ((seconds, stack),) = desk.blocked
+    assert seconds >= 0.3
+    assert "test_a_blocked_loop_does_not_stop_it" in stack
+    await other.close()
+    await desk.broker.close()
 
-    keeper = LeaseKeeper(
-        Alone(MemoryStore(), lease=1.0), clock=SYSTEM_CLOCK, lost=lambda lost: None, blocked=lambda seconds, stack: None
-    )
-    with pytest.raises(RuntimeError, match="only one"):
-        keeper.start()
-    await keeper.stop()
+
+async def test_a_store_that_is_slow_is_no_blocked_loop(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "q.db", blocked_after=0.2)
+    hang = desk.faults.hang("extend")
+    await desk.take()
+    await hang.reached()
+    await asyncio.sleep(0.5)
+    hang.release()
+    await desk.beats(2)
+    await desk.keeper.stop()
+    assert desk.blocked == []
+    await desk.broker.close()
+
+
+async def test_what_was_lost_is_told_and_what_was_let_go_is_not_extended(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "q.db")
+    delivery = await desk.take()
+    await desk.broker.nack([delivery])
+    async with asyncio.timeout(30):
+        assert await desk.lost.get() == (delivery,)
+    desk.keeper.release(delivery)
+    assert desk.keeper.held == 0
+    calls = desk.faults.calls["extend"]
+    await asyncio.sleep(LEASE)
+    assert desk.faults.calls["extend"] <= calls + 1  # one may have been under way
+    await desk.keeper.stop()
+    await desk.keeper.stop()
+    await desk.broker.close()
+
+
+async def test_a_store_that_is_away_is_asked_again_at_the_next_beat(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "q.db")
+    desk.faults.before("extend", times=2)
+    delivery = await desk.take()
+    await desk.beats(4)
+    assert await desk.broker.extend([delivery]) == []
+    await desk.keeper.stop()
+    await desk.broker.close()

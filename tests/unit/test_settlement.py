@@ -1,0 +1,139 @@
+"""The two ways to make a batch of ends true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
+from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.connections.memory import MemoryStore
+from asyncqueue.engine.settlement import AtomicSettlement, OrderedSettlement, parts, settlement_of
+from asyncqueue.errors import Unavailable
+from asyncqueue.state import State, TaskState
+from asyncqueue.testing import Faults, with_faults
+
+QUEUE = "q"
+
+
+class Pair:
+    """A broker and a backend on one store or on two, and the order of their calls."""
+
+    def __init__(self, *, together: bool) -> None:
+        self.faults = Faults()
+        store = MemoryStore()
+        self.broker = with_faults(MemoryBroker(store), self.faults)
+        self.backend = with_faults(MemoryBackend(store if together else MemoryStore()), self.faults)
+        self.order: list[str] = []
+
+    async def open(self) -> Pair:
+        await self.broker.open()
+        await self.backend.open()
+        around = self.faults.around
+
+        async def noting(verb: str, call: Any) -> Any:
+            self.order.append(verb)
+            return await around(verb, call)
+
+        self.faults.around = noting  # type: ignore[method-assign]  # to see the order of calls
+        return self
+
+    async def deliveries(self, count: int) -> list[Delivery]:
+        await self.broker.publish([Message(str(n).encode(), QUEUE, f"task_{n}") for n in range(count)])
+        found = list(await self.broker.fetch(QUEUE, count, 0))
+        self.order.clear()
+        return found
+
+    async def state(self, task_id: str) -> State | None:
+        (found,) = await self.backend.get([task_id])
+        return found.state if found else None
+
+
+def ended(delivery: Delivery, verdict: Any, state: State = State.SUCCESS, **more: Any) -> Settled:
+    return Settled(delivery, verdict, TaskState(task_uuid=f"task_{delivery.body.decode()}", state=state), **more)
+
+
+async def test_one_store_settles_atomically_and_two_in_order() -> None:
+    together, apart = await Pair(together=True).open(), await Pair(together=False).open()
+    assert isinstance(await settlement_of(together.broker, together.backend), AtomicSettlement)
+    assert isinstance(await settlement_of(apart.broker, apart.backend), OrderedSettlement)
+    assert isinstance(await settlement_of(together.broker, None), OrderedSettlement)
+
+
+async def test_an_ordered_end_is_recorded_then_its_callbacks_are_sent_then_it_is_acked() -> None:
+    pair = await Pair(together=False).open()
+    one, two, three, four = await pair.deliveries(4)
+    callback = Message(b"9", QUEUE, "task_9", token="t")
+    await OrderedSettlement(pair.broker, pair.backend).settle(
+        [
+            ended(one, Ack(), publish=(callback,), pending=(TaskState(task_uuid="task_9"),)),
+            ended(two, Bury("failed", "why"), State.FAILURE),
+            Settled(three, Nack()),
+            Settled(four, Ack()),
+        ]
+    )
+    assert pair.order == ["put", "publish", "ack", "nack", "bury"]
+    assert [await pair.state(f"task_{n}") for n in (0, 1, 2, 9)] == [State.SUCCESS, State.FAILURE, None, State.PENDING]
+    depth = await pair.broker.depth(QUEUE)
+    assert (depth.ready, depth.held, depth.dead) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("verb", ["put", "publish", "ack"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_ordered_settlement_may_be_asked_for_again(verb: str, when: str) -> None:
+    pair = await Pair(together=False).open()
+    (one,) = await pair.deliveries(1)
+    settlement = OrderedSettlement(pair.broker, pair.backend)
+    batch = [ended(one, Ack(), publish=(Message(b"9", QUEUE, "task_9", token="t"),))]
+    getattr(pair.faults, when)(verb)
+    with pytest.raises(Unavailable):
+        await settlement.settle(batch)
+    await settlement.settle(batch)
+    assert await pair.state("task_0") is State.SUCCESS
+    depth = await pair.broker.depth(QUEUE)
+    assert (depth.ready, depth.held) == (1, 0)
+
+
+async def test_an_atomic_settlement_that_is_repeated_changes_nothing() -> None:
+    pair = await Pair(together=True).open()
+    (one,) = await pair.deliveries(1)
+    settlement = await settlement_of(pair.broker, pair.backend)
+    batch = [ended(one, Ack(), publish=(Message(b"9", QUEUE, "task_9"),))]
+    pair.faults.after("settle")
+    with pytest.raises(Unavailable):
+        await settlement.settle(batch)
+    await settlement.settle(batch)
+    depth = await pair.broker.depth(QUEUE)
+    assert (depth.ready, depth.held) == (1, 0)
+    assert set(pair.order) <= {"settle", "depth", "identity"}
+
+
+async def test_a_submission_begins_a_state_once_however_often_it_is_repeated() -> None:
+    pair = await Pair(together=False).open()
+    message = Message(b"0", QUEUE, "task_0", token="t")
+    submission = OrderedSettlement(pair.broker, pair.backend).submission([TaskState(task_uuid="task_0")], [message])
+    pair.faults.before("begin")
+    pair.faults.after("publish")
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await submission()
+    await pair.backend.put([TaskState(task_uuid="task_0", state=State.SUCCESS)])  # it ran meanwhile
+    await submission()
+    assert await pair.state("task_0") is State.SUCCESS
+    assert (await pair.broker.depth(QUEUE)).ready == 1
+
+
+async def test_without_a_backend_nothing_is_recorded() -> None:
+    pair = await Pair(together=False).open()
+    (one,) = await pair.deliveries(1)
+    settlement = OrderedSettlement(pair.broker, None)
+    await settlement.settle([ended(one, Ack())])
+    await settlement.submission([TaskState(task_uuid="task_1")], [Message(b"1", QUEUE, "task_1")])()
+    assert pair.order == ["ack", "publish"]
+
+
+def test_parts_are_slices_in_order() -> None:
+    assert list(parts([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert list(parts([], 2)) == []
