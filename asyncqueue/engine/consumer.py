@@ -12,7 +12,7 @@ from typing import Any
 
 from asyncqueue import wire
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker, Bury, Delivery, Settled, Tended
+from asyncqueue.brokers.base import Broker, Bury, Delivery, Nack, Settled, Tended
 from asyncqueue.clock import Clock
 from asyncqueue.engine.events import Events, HookFailed, LeasesLost, LoopBlocked, StoreRefused
 from asyncqueue.engine.execution import Execution, Ran
@@ -33,6 +33,7 @@ ISOLATE_FROM = 3
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
 _REFUSED_PAUSE = 2.0
+_GIVE_BACK = 5.0
 _MOST_AT_ONCE = 1_000
 _LAST_CHANCE = 0.5
 
@@ -246,12 +247,12 @@ class Consumer:
         try:
             ran = await self._execution.run(delivery)
         except asyncio.CancelledError:
-            ran = Ran(delivery, None, Lost() if delivery.receipt in self._lost else Cancelled())
+            # where it was not us, the task cancelled itself, and would do so again
+            ran = Ran(delivery, None, Cancelled() if self._stopping.is_set() else NotYet(_REFUSED_PAUSE))
         except Refused as exc:
             self._events.emit(StoreRefused("look up a state", str(exc)))
             ran = Ran(delivery, None, NotYet(_REFUSED_PAUSE))
         if delivery.receipt in self._lost:
-            self._lost.discard(delivery.receipt)
             ran = Ran(delivery, ran.signature, Lost())
         self._settler.ended(delivery, self._settled(ran))
 
@@ -272,7 +273,11 @@ class Consumer:
     def _ended(self, task: asyncio.Task[None]) -> None:
         delivery = self._running.pop(task)
         self._slots.give()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        is_lost = delivery.receipt in self._lost
+        self._lost.discard(delivery.receipt)
+        if task.cancelled():  # before it began
+            self._settler.ended(delivery, None if is_lost else Settled(delivery, Nack()))
+        elif (error := task.exception()) is not None:
             # not the task's own error, which is an outcome, but ours: in the dead letter nothing is lost
             verdict = Bury("internal_error", error_text(error))
             failed = self._failed(delivery, verdict.error)
@@ -293,10 +298,20 @@ class Consumer:
         if not deliveries:
             return
         with suppress(AsyncQueueError):  # then its lease ends, and it is shown again
-            await self._patience.insist("give work back", lambda: self._broker.nack(deliveries), budget=5.0)
+            await self._nack(deliveries)
         for delivery in deliveries:
             self._leases.release(delivery)
         self._slots.give(len(deliveries))
+
+    async def _nack(self, deliveries: Sequence[Delivery]) -> None:
+        """Given up only by a worker that stops: the lease of one that goes on may never end."""
+        while True:
+            try:
+                await self._patience.insist("give work back", lambda: self._broker.nack(deliveries), budget=_GIVE_BACK)
+                return
+            except Unavailable:
+                if self._stopping.is_set():
+                    raise
 
     def _on_lost(self, deliveries: Sequence[Delivery]) -> None:
         lost = {delivery.receipt for delivery in deliveries}

@@ -20,6 +20,9 @@ STARTED_AFTER = 0.02
 """A run that ends within this many seconds is not reported as STARTED: nobody could rely on seeing it. One that
 lasts twice as long is."""
 
+REPORTS_PER_EXPIRY = 3
+"""How often a long run is reported anew within the time that its entry is kept, so that nobody takes it for gone."""
+
 
 class Settler:
     """Settles what ended, one batch at a time, and tries again while the stores are away.
@@ -50,7 +53,9 @@ class Settler:
         self._ended: deque[Settled] = deque()
         self._fresh: dict[Hashable, tuple[Signature, int]] = {}
         self._older: dict[Hashable, tuple[Signature, int]] = {}
+        self._reported: dict[Hashable, tuple[Signature, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._next_round: asyncio.TimerHandle | None = None
         self._report = False
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -68,8 +73,9 @@ class Settler:
 
     def ended(self, delivery: Delivery, settled: Settled | None) -> None:
         """A run came to its end; None: there is nothing to settle."""
-        if self._fresh.pop(delivery.receipt, None) is None:
-            self._older.pop(delivery.receipt, None)
+        for runs in (self._fresh, self._older, self._reported):
+            if runs.pop(delivery.receipt, None) is not None:
+                break
         if settled is None:
             self._settled(delivery)
             return
@@ -141,11 +147,15 @@ class Settler:
     async def _report_started(self) -> None:
         self._report = False
         due, self._older, self._fresh = self._older, self._fresh, {}
-        if self._older:
+        if self._older and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._time_to_report)
         backend = self._backend
         if not due or backend is None:
             return
+        self._reported.update(due)
+        if self._next_round is None:
+            pause = max(STARTED_AFTER, backend.results_expire_in / REPORTS_PER_EXPIRY)
+            self._next_round = asyncio.get_running_loop().call_later(pause, self._time_to_report_anew)
         states = [started_state(signature, attempt) for signature, attempt in due.values()]
         try:
             await self._patience.insist("record STARTED", lambda: backend.put(states))
@@ -155,6 +165,14 @@ class Settler:
     def _time_to_report(self) -> None:
         self._timer = None
         if self._fresh or self._older:
+            self._report = True
+            self._wake.set()
+
+    def _time_to_report_anew(self) -> None:
+        self._next_round = None
+        if self._reported:
+            self._older.update(self._reported)
+            self._reported = {}
             self._report = True
             self._wake.set()
 

@@ -1,0 +1,159 @@
+"""What must never go wrong with a delivery: kept for ever, run for ever, or forgotten while somebody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from asyncqueue import Server, TaskContext, Worker
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Delivery
+from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.connections.memory import MemoryStore
+from asyncqueue.engine import consumer
+from asyncqueue.testing import Faults, ManualClock, with_faults
+from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time
+
+SHORT = 1.0
+"""How long (seconds) results are kept here."""
+
+
+# — waiting for what outlives its entry —
+
+
+async def test_a_task_that_is_due_after_its_entry_would_expire_is_waited_for(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=SHORT)
+
+    @server.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with bench.working(server):
+        sent = await add.with_(countdown=2 * SHORT).send(1, 2)
+        assert await in_time(sent.get()) == 3
+
+
+async def test_a_retry_that_is_due_after_its_entry_would_expire_is_waited_for(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=SHORT)
+
+    @server.task(retries=1, backoff=lambda attempt, previous: 2 * SHORT)
+    async def flaky(ctx: TaskContext) -> int:
+        if ctx.attempt == 1:
+            raise RuntimeError("not yet")
+        return ctx.attempt
+
+    async with bench.working(server):
+        assert await in_time((await flaky.send()).get()) == 2
+
+
+async def test_a_task_that_runs_longer_than_entries_are_kept_is_waited_for(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=SHORT)
+
+    @server.task
+    async def long() -> str:
+        await asyncio.sleep(3 * SHORT)
+        return "at last"
+
+    async with bench.working(server):
+        sent = await long.send()
+        assert await in_time(sent.get()) == "at last"
+
+
+# — giving back —
+
+
+class Dangerous(MemoryBroker):
+    """A message with "poison" in it comes as if two workers had died of it; as on Redis, what its holder does not let
+    go of stays its own."""
+
+    async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        got = await super().fetch(queue, limit, wait)
+        return [replace(one, attempt=consumer.ISOLATE_FROM) if b"poison" in one.body else one for one in got]
+
+
+async def test_what_must_go_back_goes_back_however_long_the_store_is_away() -> None:
+    faults, clock, store = Faults(), ManualClock(), MemoryStore()
+    server = Server(
+        broker=with_faults(Dangerous(store, clock=clock), faults),
+        backend=MemoryBackend(store, clock=clock),
+        clock=clock,
+    )
+
+    @server.task
+    async def poison() -> str:
+        return "survived"
+
+    @server.task
+    async def innocent() -> str:
+        return "done"
+
+    async with server:
+        faults.before("nack", times=3)
+        away = faults.hang("nack")
+        dangerous, other = await server.send_many([poison.s(), innocent.s()])
+        async with Worker(server, concurrency=4, grace=5):
+            await eventually(lambda: _reached(faults, "nack", 1))
+            clock.advance(60.0)
+            await in_time(away.reached())
+            faults.clear()
+            assert await in_time(dangerous.get()) == "survived"
+            assert await in_time(other.get()) == "done"
+
+
+async def test_a_task_that_is_cancelled_before_it_began_goes_back(one_store: Stores, bench: Bench) -> None:
+    server = bench.server()
+    ran: list[int] = []
+
+    @server.task
+    async def add(number: int) -> int:
+        ran.append(number)
+        return number
+
+    await server.connected()
+    worker = Worker(server, grace=5)
+    start = consumer.Consumer._start
+
+    def cancelled_at_once(self: consumer.Consumer, delivery: Delivery) -> None:
+        start(self, delivery)
+        if not worker._stop_asked.is_set():
+            worker.stop_at_once()
+            self.stop()
+            self.cancel_running()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(consumer.Consumer, "_start", cancelled_at_once)
+        async with worker:
+            sent = await add.send(1)
+            await in_time(worker._stop_asked.wait())
+    assert ran == []
+    async with bench.working(server):
+        assert await in_time(sent.get()) == 1
+
+
+async def test_a_task_that_cancels_itself_is_not_run_in_a_hot_loop(one_store: Stores, bench: Bench) -> None:
+    server = bench.server()
+    runs: list[float] = []
+
+    @server.task
+    async def strange() -> None:
+        runs.append(asyncio.get_running_loop().time())
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(PATIENCE)
+
+    async with bench.working(server):
+        await strange.send()
+
+        async def twice() -> bool:
+            return len(runs) >= 2
+
+        await eventually(twice)
+    assert runs[1] - runs[0] > 1.0
+
+
+async def _reached(faults: Faults, verb: str, count: int) -> bool:
+    return faults.calls[verb] >= count
