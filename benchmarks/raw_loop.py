@@ -22,8 +22,8 @@ async def work(url: str, count: int, concurrency: int) -> dict[str, float]:
     redis = Redis.from_url(url, protocol=2)
     sha = await redis.script_load(_SCRIPT)
     meter = Meter()
-    number, ended = 1, ()
-    done = 0
+    number, done = 1, 0
+    ended: tuple[int | str | bytes, ...] = ()
     while done < count:
         bodies: Sequence[bytes] = await redis.evalsha(sha, 2, QUEUE, f"{{{QUEUE}}}:raw", concurrency, number, *ended)
         tasks = [asyncio.create_task(_run(body)) for body in bodies]

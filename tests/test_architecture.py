@@ -49,7 +49,6 @@ LIBRARIES = {
     "pytest": "testing.",
     "pytest_asyncio": "testing.",
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
-    "hiredis": "connections.redis",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
     "hiredis": "connections.redis",
     "aio_pika": "connections.amqp brokers.amqp backends.amqp",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from asyncqueue import Worker
+from asyncqueue import Server, Worker
 from asyncqueue.brokers.base import Dead, Message
 from asyncqueue.engine.events import Event, MessageBuried, WorkerStarted, WorkerStopped
 from asyncqueue.errors import TaskFailed
@@ -151,20 +151,21 @@ async def test_a_message_cannot_make_a_state_overwrite_its_queue(shared_store: S
     assert [each and each.state for each in states] == [State.FAILURE] * 3
 
 
-def _counts(told: Counter[str], count: int) -> Callable[[], object]:
+def _counts(told: Counter[str], count: int) -> Callable[[], Awaitable[bool]]:
     async def look() -> bool:
         return sum(told.values()) == count
 
     return look
 
 
-async def _result(server: object, task_id: str) -> None:
+async def _result(server: Server, task_id: str) -> None:
     """Wait for a task that nobody has recorded as sent."""
 
     async def look() -> bool:
-        backend = (await server.connected()).backend  # type: ignore[attr-defined]  # a server
+        backend = (await server.connected()).backend
+        assert backend is not None
         (state,) = await backend.get([task_id])
         return state is not None
 
     await eventually(look)
-    await server.result(task_id).get(PATIENCE)  # type: ignore[attr-defined]  # a server
+    await server.result(task_id).get(PATIENCE)

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ async def until(look: Callable[[], object]) -> None:
         return look()
 
     await eventually(ask, patience=PATIENCE)
+
+
+def _more_have_ended(ledger: Ledger, tasks: int) -> bool:
+    return len(ledger.counts("E")) > tasks
+
+
+def _has_written_more(ledger: Ledger, pid: int, lines: int) -> bool:
+    return sum(line.pid == pid for line in ledger.lines()) > lines
 
 
 async def test_a_worker_killed_in_the_middle_of_two_thousand_tasks_loses_none(
@@ -136,10 +145,10 @@ async def test_a_killed_redis_comes_back_and_nothing_is_lost(
             for _ in range(5):
                 group.create_task(send())
             for kills in range(1, 4):
-                await until(lambda kills=kills: len(ledger.counts("E")) > 150 * kills)
+                await until(partial(_more_have_ended, ledger, 150 * kills))
                 redis_server.kill()
                 await asyncio.to_thread(redis_server.restart)
-            await until(lambda: len(ledger.counts("E")) > 600)
+            await until(partial(_more_have_ended, ledger, 600))
             enough.set()
         await until(lambda: set(sent) <= set(ledger.counts("E")))
         async with asyncio.timeout(PATIENCE):
@@ -171,7 +180,7 @@ async def test_sigterm_under_load_twenty_times(
     worker, following = crew.start(concurrency=10, grace=grace), crew.start(concurrency=10, grace=grace)
     for _ in range(cycles):
         leaving, worker = worker, following
-        await until(lambda pid=leaving.pid: sum(line.pid == pid for line in ledger.lines()) > 20)
+        await until(partial(_has_written_more, ledger, leaving.pid, 20))
         following = crew.start(concurrency=10, grace=grace)
         leaving.signal(signal.SIGTERM)
         codes.append(await leaving.ended())

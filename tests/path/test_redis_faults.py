@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -28,6 +29,7 @@ from asyncqueue.brokers.redis import RedisBroker
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.redis import _SCRIPTS as LOCK_SCRIPTS
 from asyncqueue.locks.redis import RedisLock
+from asyncqueue.rfc3339 import ZERO
 from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import decode_signature, encode_signature
@@ -87,8 +89,8 @@ def message(name: str, **fields: Any) -> Message:
 
 
 def state(name: str, value: State) -> TaskState:
-    created_at = {"created_at": SENT_AT} if value is State.PENDING else {}
-    return TaskState(task_uuid=f"task_{name}", task_name=name, state=value, **created_at)
+    created_at = SENT_AT if value is State.PENDING else ZERO
+    return TaskState(task_uuid=f"task_{name}", task_name=name, state=value, created_at=created_at)
 
 
 def names(deliveries: Any) -> list[str]:
@@ -339,7 +341,7 @@ async def test_with_replies_lost_at_random_every_task_is_done_once(
         for start in range(0, count, 20):
             some = [f"n{number}" for number in range(start, start + 20)]
             states, sent = [state(name, State.PENDING) for name in some], [message(name) for name in some]
-            await at_last(lambda states=states, sent=sent: broker.submit(states, sent, KEPT))
+            await at_last(partial(broker.submit, states, sent, KEPT))
 
     async def work() -> None:
         while shown.keys() != expected or callbacks.total() < count:
@@ -354,7 +356,7 @@ async def test_with_replies_lost_at_random_every_task_is_done_once(
                     batch.append(
                         Settled(one, Ack(), state(name, State.SUCCESS), publish=(message(f"callback-{name}"),))
                     )
-            await at_last(lambda batch=batch: broker.settle(batch, KEPT))
+            await at_last(partial(broker.settle, batch, KEPT))
 
     await at_last(broker.open)
     harming = asyncio.create_task(harm())
@@ -366,7 +368,9 @@ async def test_with_replies_lost_at_random_every_task_is_done_once(
     assert callbacks == Counter({f"callback-{name}": 1 for name in expected})
     assert await redis.llen("q") == 0
     for name in expected:
-        assert b'"State":"SUCCESS"' in await redis.get(f"task_{name}")
+        entry = await redis.get(f"task_{name}")
+        assert isinstance(entry, bytes)
+        assert b'"State":"SUCCESS"' in entry
     await broker.close()
 
 
@@ -547,7 +551,7 @@ async def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(redi
             for start in range(0, count, 10):
                 some = expected[start : start + 10]
                 states, sent = [state(name, State.PENDING) for name in some], [message(name) for name in some]
-                await at_last(lambda states=states, sent=sent: sender.submit(states, sent, KEPT))
+                await at_last(partial(sender.submit, states, sent, KEPT))
                 await asyncio.sleep(0.01)
 
         async def work() -> None:
@@ -559,7 +563,7 @@ async def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(redi
                     Settled(one, Ack(), state(name, State.SUCCESS))
                     for one, name in zip(taken, names(taken), strict=True)
                 ]
-                await at_last(lambda batch=batch: worker.settle(batch, KEPT))
+                await at_last(partial(worker.settle, batch, KEPT))
 
         async def kill() -> None:
             for so_far in (50, 200, 350):

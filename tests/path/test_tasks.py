@@ -144,7 +144,7 @@ async def test_a_task_knows_its_context(anywhere: Stores, bench: Bench) -> None:
         return a + b
 
     async with bench.working(server):
-        sent = await look.with_(headers={"trace": "abc"}, priority=7).send(1)
+        sent = await look.with_(headers={"trace": "abc"}, priority=7).send(1)  # type: ignore[call-arg]  # types see only a first one
         assert await sent.get(PATIENCE) == 3
     (context,) = contexts
     assert (context.task_id, context.task_name, context.queue) == (sent.task_id, "look", "machinery_tasks")

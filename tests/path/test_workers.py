@@ -357,7 +357,7 @@ async def test_a_task_of_your_own_uuid_is_found_under_it(anywhere: Stores, bench
         await add.with_(task_id="order-77").send(3, 4)  # the same again is a new run
 
         async def second() -> bool:
-            return await server.result("order-77").get(PATIENCE) == 7
+            return bool(await server.result("order-77").get(PATIENCE) == 7)
 
         await eventually(second)
 
@@ -418,7 +418,7 @@ async def test_a_dead_letter_is_listed_put_back_and_dropped(stores: Stores, benc
         again = server.result(one.task_id)
 
         async def second_run() -> bool:
-            return await again.get(PATIENCE) == "one"
+            return bool(await again.get(PATIENCE) == "one")
 
         await eventually(second_run)
         assert await server.dead() == []
@@ -720,7 +720,7 @@ async def test_a_server_is_used_in_two_event_loops_at_once(durable: Stores, benc
 
     async with bench.working(server):
         for n in range(3):
-            assert await asyncio.to_thread(lambda n=n: asyncio.run(send_elsewhere(n))) == 2 * n
+            assert await asyncio.to_thread(asyncio.run, send_elsewhere(n)) == 2 * n
             assert await (await add.send(n, 1)).get(PATIENCE) == n + 1
 
 

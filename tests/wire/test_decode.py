@@ -280,6 +280,7 @@ def test_number_literals_keep_their_meaning(spelled: str, literal: str, expected
         (arg,) = wire.decode_signature(f'{{"Name":"n","Args":[{{"{spelled}":{around}}}]}}'.encode()).args or ()
         value = arg.value["a"] if isinstance(arg.value, dict) else arg.value
         value = value[-1] if isinstance(value, list) else value
+        assert isinstance(value, int | float)
         assert type(value) is expected
         assert float(value) == float(literal)
 

@@ -17,7 +17,7 @@ from asyncqueue.wire import Limits
 KEYS = (*json.loads(wire.encode_signature(Signature())), "Type", "Value", "uuid", "nAME", "x", "TaskUUID")
 GENEROUS = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 
-texts = st.text(st.characters(exclude_categories=("Cs",)))
+texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.recursive(
     st.none()
     | st.booleans()
