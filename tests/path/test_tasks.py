@@ -442,7 +442,7 @@ async def test_an_immutable_task_hands_nothing_on(anywhere: Stores, bench: Bench
         await diary.write(values)
 
     async with bench.working(server):
-        await server.send_task(number.with_(on_success=note.s(1)).si())
+        await number.with_(on_success=note.s(1), immutable=True).send()
         await diary.has(1)
         await server.send_task(number.with_(on_success=note.s(2)).s())
         assert await diary.has(2) == [(1,), (2, 5)]
@@ -458,8 +458,8 @@ async def test_the_error_text_is_put_before_the_arguments_of_error_handlers(anyw
         await diary.write((error, extra))
 
     async with bench.working(server):
-        immutable = fail.with_(on_error=note.s("mine")).si("broken")  # even then: as Machinery has it
-        result = await server.send_task(immutable)
+        told = fail.with_(on_error=note.s("mine"), immutable=True)  # even then: as Machinery has it
+        result = await told.send("broken")
         assert await diary.has(1) == [("ValueError: broken", "mine")]
         assert (await result.wait(PATIENCE)).error == "ValueError: broken"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from asyncqueue import Server
 from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Capabilities
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.config import Settings
 from asyncqueue.connections.memory import MemoryStore
@@ -20,13 +22,21 @@ from asyncqueue.testing.faults import ALWAYS
 from asyncqueue.wire import decode_signature
 
 
+class SmallBatches(MemoryBroker):
+    """Takes a hundred messages at once."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, max_batch=100)
+
+
 class Desk:
     """A server on memory whose stores can fail."""
 
     def __init__(self, *, publish_timeout: float = 30.0) -> None:
         self.faults = Faults()
         store = MemoryStore()
-        self.broker = MemoryBroker(store)
+        self.broker = SmallBatches(store)
         self.backend = MemoryBackend(store)
         settings = Settings.parse({"publish_timeout": publish_timeout, "limits": {"message_bytes": 2_000}})
         self.server = Server(
