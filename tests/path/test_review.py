@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from asyncqueue import Server, TaskContext, Worker
 from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.backends.redis import RedisBackend
+from asyncqueue.backends.sqlite import SqliteBackend
 from asyncqueue.brokers.base import Delivery
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine import consumer
+from asyncqueue.errors import Refused
+from asyncqueue.state import State, TaskState
 from asyncqueue.testing import Faults, ManualClock, with_faults
+from asyncqueue.wire import encode_state
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time
 
 SHORT = 1.0
@@ -153,6 +160,60 @@ async def test_a_task_that_cancels_itself_is_not_run_in_a_hot_loop(one_store: St
 
         await eventually(twice)
     assert runs[1] - runs[0] > 1.0
+
+
+# — what a store refuses, and what it does not tell —
+
+
+async def test_callbacks_that_are_refused_after_the_success_was_recorded_leave_a_trace(tmp_path: Path) -> None:
+    faults = Faults()
+    server = Server(
+        broker=with_faults(MemoryBroker(MemoryStore()), faults), backend=SqliteBackend(tmp_path / "states.db")
+    )
+
+    @server.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with server, Worker(server, grace=5):
+        faults.before("publish", error=Refused("that queue is not for you"), skip=1, times=2)
+        sent = await add.with_(on_success=[add.s(1)]).send(1, 2)
+        assert await in_time(sent.get()) == 3
+        (dead,) = await eventually(server.dead)
+        assert (dead.reason, "not for you" in dead.error) == ("refused", True)
+
+
+async def test_a_watch_is_told_again_after_the_connection_that_reads_was_lost(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer that forgets idle connections tells neither end; the one that only listens would never notice."""
+    monkeypatch.setattr("asyncqueue.backends.redis.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
+    backend = RedisBackend(redis_url)
+    await backend.open()
+    async with Redis.from_url(redis_url, protocol=2) as redis:
+
+        async def readers() -> list[dict[str, str]]:
+            return [one for one in await redis.client_list() if "t" in one["flags"]]
+
+        try:
+            await backend.begin([TaskState(task_uuid=f"task_{name}") for name in "ab"])
+            endings = asyncio.ensure_future(_first(backend, "task_a"))
+            (reader,) = await eventually(readers)
+            await redis.client_kill_filter(_id=reader["id"])
+            other = asyncio.ensure_future(_first(backend, "task_b"))  # looks, and finds the reader gone
+            await eventually(readers)
+            for name in "ab":
+                await redis.set(f"task_{name}", encode_state(TaskState(task_uuid=f"task_{name}", state=State.SUCCESS)))
+            assert await in_time(endings) is State.SUCCESS
+            assert await in_time(other) is State.SUCCESS
+        finally:
+            await backend.close()
+
+
+async def _first(backend: RedisBackend, task_id: str) -> State | None:
+    async for _, state in backend.watch([task_id]):
+        return state.state if state else None
+    return None
 
 
 async def _reached(faults: Faults, verb: str, count: int) -> bool:
