@@ -177,7 +177,7 @@ async def test_callbacks_that_are_refused_after_the_success_was_recorded_leave_a
 
     async with server, Worker(server, grace=5):
         faults.before("publish", error=Refused("that queue is not for you"), skip=1, times=2)
-        sent = await add.with_(on_success=[add.s(1)]).send(1, 2)
+        sent = await add.with_(on_success=add.s(1)).send(1, 2)
         assert await in_time(sent.get()) == 3
         (dead,) = await eventually(server.dead)
         assert (dead.reason, "not for you" in dead.error) == ("refused", True)
