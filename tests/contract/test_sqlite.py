@@ -315,9 +315,10 @@ async def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> N
 
 async def test_after_a_fork_an_instance_of_the_parent_is_refused(tmp_path: Path) -> None:
     code = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.errors import Refused
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads, which this is about
 broker = SqliteBroker(sys.argv[1])
 async def in_child():
     try:
