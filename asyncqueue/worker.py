@@ -134,8 +134,14 @@ class Worker:
         await self.server.connected()
         self._task = asyncio.create_task(self._work(), name="asyncqueue-worker")
         started = asyncio.create_task(self._started.wait())
-        await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
+        try:
+            await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._task.cancel()  # nobody will stop a worker that was never handed out
+            await asyncio.wait({self._task})
+            raise
+        finally:
+            started.cancel()
         if self._task.done():
             await self._task
 
@@ -257,8 +263,8 @@ class Worker:
         return settings.worker.thread_limit or min(_MOST_THREADS, max(1, slots_for(self.concurrency, 64).total))
 
     def _resize(self, settings: Settings) -> None:
-        if self._slots is not None and self._own_concurrency is None:
-            self._slots.resize(slots_for(settings.worker.concurrency, settings.worker.prefetch).total)
+        if self._consumer is not None and self._own_concurrency is None:
+            self._consumer.resize(slots_for(settings.worker.concurrency, settings.worker.prefetch).total)
 
     def _reload(self) -> asyncio.Task[None] | None:
         path = self.server.reload_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from asyncqueue.brokers.base import Delivery
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine import consumer
-from asyncqueue.errors import Refused
+from asyncqueue.errors import Refused, TaskFailed
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import Faults, ManualClock, with_faults
 from asyncqueue.wire import encode_state
@@ -160,6 +161,50 @@ async def test_a_task_that_cancels_itself_is_not_run_in_a_hot_loop(one_store: St
 
         await eventually(twice)
     assert runs[1] - runs[0] > 1.0
+
+
+# — slots and stops —
+
+
+async def test_a_stuck_thread_keeps_its_slot_when_the_concurrency_is_changed(bench: Bench, one_store: Stores) -> None:
+    server = bench.server(worker={"concurrency": 2})
+    go = threading.Event()
+
+    @server.task(timeout=0.05)
+    def stuck() -> None:
+        go.wait(PATIENCE)
+
+    async with bench.working(server) as worker:
+        assert worker is not None
+        assert worker._slots is not None
+        try:
+            sent = await stuck.send()
+            with pytest.raises(TaskFailed):
+                await in_time(sent.get())
+            await eventually(lambda: _is(worker, 1))
+            more = server.settings.worker.model_copy(update={"concurrency": 3})
+            await server._apply(server.settings.model_copy(update={"worker": more}), frozenset({"worker.concurrency"}))
+            assert worker._slots.total == 2
+        finally:
+            go.set()
+        await eventually(lambda: _is(worker, 3))
+
+
+async def _is(worker: Worker, total: int) -> bool:
+    return worker._slots is not None and worker._slots.total == total
+
+
+async def test_a_worker_that_is_cancelled_while_it_starts_leaves_nothing_running(
+    one_store: Stores, bench: Bench
+) -> None:
+    server = bench.server()
+    await server.connected()
+    starting = asyncio.create_task(Worker(server).start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await in_time(starting)
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("asyncqueue-")] == []
 
 
 # — what a store refuses, and what it does not tell —
