@@ -513,9 +513,14 @@ class Server:
         async def backend() -> Backend | None:
             return (await self.connected()).backend
 
+        def patience(backend: Backend) -> float:
+            connected = self._home().connected
+            is_open = connected is not None and connected.backend is backend
+            return self.settings.publish_timeout if is_open else 0.0
+
         registered = self.registry.find(signature.name) if signature is not None else None
         value_of = registered.value_of if registered is not None else untyped_value_of
-        return AsyncResult(task_id, backend, value_of, signature=signature)
+        return AsyncResult(task_id, backend, value_of, patience=patience, signature=signature)
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:
