@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -68,7 +68,7 @@ async def test_whichever_request_loses_its_reply_everything_is_done_once(side: s
 Case = tuple[str, str | None, int]
 
 
-async def _each(url: str, cases: list[Case]) -> dict[Case, str]:
+async def _each(url: str, cases: Sequence[Case]) -> dict[Case, str]:
     """Go through each case, several at a time, each on a queue of its own; prints what came of each."""
     at_once = asyncio.Semaphore(8)
 
