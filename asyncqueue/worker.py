@@ -16,6 +16,7 @@ from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.middleware import Middleware, TaskHook, before_and_after, finished
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ConfigError
+from asyncqueue.names import queue_problem
 from asyncqueue.server import Server
 
 _END_AFTER_CANCEL = 0.4
@@ -56,6 +57,10 @@ class Worker:
         self._own_grace = grace
         if concurrency is not None and concurrency < 0:
             raise ConfigError(f"concurrency must be 0 (unlimited) or more, not {concurrency}")
+        if grace is not None and not grace >= 0:
+            raise ConfigError(f"grace must be 0 seconds or more, not {grace}")
+        for problem in filter(None, map(queue_problem, self.queues)):
+            raise ConfigError(problem)
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"a queue is named twice: {', '.join(self.queues)}")
         self._before: list[TaskHook] = []
