@@ -118,7 +118,7 @@ def test_what_is_no_url_of_ours_is_refused_at_once(url: str) -> None:
 
 def test_a_missing_client_library_is_told_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = urls.Driver("a_library_that_is_not_there:Broker", None, None, extra="amqp")
-    monkeypatch.setitem(urls.DRIVERS, "amqp", absent)  # type: ignore[arg-type]  # a dict behind a Mapping
+    monkeypatch.setitem(urls.DRIVERS, "amqp", absent)
     with pytest.raises(ConfigError, match=r"needs a_library_that_is_not_there: install asyncqueue\[amqp\]"):
         urls.broker_for(f"amqp://guest:{CANARY}@h/", Settings())
     with pytest.raises(ConfigError, match="amqp:// has no lock"):
@@ -308,7 +308,7 @@ async def test_times_that_mean_nothing_are_refused(adding: Server) -> None:
         ({"countdown": 1.0, "eta": datetime(2030, 1, 1, tzinfo=UTC)}, "one of them"),
     ):
         with pytest.raises(ArgumentError, match=said):
-            await add.with_(**options).send(1)  # type: ignore[arg-type]  # what is tested
+            await add.with_(**options).send(1)
     await nothing_was_sent(adding)
 
 
@@ -391,7 +391,7 @@ def test_workers_that_cannot_be_are_refused() -> None:
         ({"queues": ["a", "a"]}, "named twice"),
     ):
         with pytest.raises(ConfigError, match=said):
-            Worker(server, **options)  # type: ignore[arg-type]  # a mapping of several kinds
+            Worker(server, **options)
 
 
 async def test_a_message_over_the_limit_is_refused_with_both_sizes(adding: Server) -> None:
