@@ -562,14 +562,15 @@ async def test_many_due_messages_are_promoted_in_few_calls(redis_url: str, redis
 
 
 async def test_tending_comes_back_when_the_next_one_is_due(redis_url: str, redis: Redis) -> None:
-    async with opened(RedisBroker(redis_url, lease=100.0, delayed_poll=9.0)) as broker:
-        assert await broker.tend(["q"]) == 9.0
+    # a lease so long that nobody can be due for a reaping, however long the server has been up
+    async with opened(RedisBroker(redis_url, lease=1e6, delayed_poll=900.0)) as broker:
+        assert await broker.tend(["q"]) == 900.0
         now = float((await redis.time())[0])
-        await broker.publish([message("a", not_before=now + 4)])
-        assert 2.0 < await broker.tend(["q"]) <= 4.0
+        await broker.publish([message("a", not_before=now + 400)])
+        assert 200.0 < await broker.tend(["q"]) <= 400.0
         await broker.publish([message("b")])
-        await broker.nack(await broker.fetch("q", 1, 0), delay=2.0)
-        assert 0.5 < await broker.tend(["q"]) <= 2.0
+        await broker.nack(await broker.fetch("q", 1, 0), delay=200.0)
+        assert 50.0 < await broker.tend(["q"]) <= 200.0
 
 
 async def test_empty_elements_wake_and_are_nothing_else(redis_url: str, redis: Redis) -> None:
