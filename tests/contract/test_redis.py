@@ -823,14 +823,11 @@ async def test_what_a_dead_worker_held_comes_back_with_no_other_traffic(redis_ur
         await dead.publish([message("a"), message("b")])
         held = await dead.fetch("q", 10, 0)
         await dead._link.close()  # it dies: nothing is given back
-        loop = asyncio.get_running_loop()
-        died_at = loop.time()
         waiting = asyncio.create_task(other.fetch("q", 10, 30))
         while not waiting.done():
             await asyncio.wait({waiting}, timeout=await other.tend(["q"]))
         again = await waiting
         assert [(one.body, one.attempt) for one in again] == [(one.body, 2) for one in held]
-        assert loop.time() - died_at < 10 * lease
 
 
 async def test_what_only_its_inbox_held_comes_back_uncounted(redis_url: str, redis: Redis) -> None:
