@@ -239,4 +239,4 @@ def _whole_seconds(spec: str, text: str) -> int:
 
 def _scaled(number: str, unit: int) -> int:
     whole, _, part = number.partition(".")
-    return int(whole or 0) * unit + int(part or 0) * unit // 10 ** len(part)
+    return int(whole or 0) * unit + int(part or 0) * unit // int(10 ** len(part))
