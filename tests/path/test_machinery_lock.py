@@ -30,7 +30,7 @@ KEY = f"machinery_lock_{PROGRAM}{NAME}{SPEC}"
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
+async def redis(redis_url: str) -> AsyncIterator[Any]:
     """A client that knows nothing of us, as Go's is."""
     async with Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), protocol=2) as client:
         yield client
@@ -54,7 +54,7 @@ def ns(number: int, late: float = 0.001) -> int:
     return turn(number).due_at * NANOSECONDS + round(late * NANOSECONDS)
 
 
-async def go_locks(redis: Redis, number: int, now: int) -> bool:
+async def go_locks(redis: Any, number: int, now: int) -> bool:
     """Machinery's four attempts, one command after the other."""
     value = turn(number + 1).due_at * NANOSECONDS - 1
     ttl = max(1, (value + 1 - now) // 1_000_000)
@@ -72,7 +72,7 @@ async def go_locks(redis: Redis, number: int, now: int) -> bool:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.parts[-4])
 async def test_key_value_and_time_to_live_are_those_that_machinery_wrote(
-    record: Path, redis_url: str, redis: Redis
+    record: Path, redis_url: str, redis: Any
 ) -> None:
     golden = json.loads(record.read_text())
     first = next(row[2:] for row in golden["monitor"]["rows"] if row[2] == "set")
@@ -106,14 +106,14 @@ async def _until_set_of(monitor: Any, key: str) -> list[str]:
             return [words[0], key, *said.split(" ", 1)[1].removeprefix(f"{key} ").split(" ")]
 
 
-async def test_what_go_locked_is_sent_by_go(lock: RedisLock, redis: Redis) -> None:
+async def test_what_go_locked_is_sent_by_go(lock: RedisLock, redis: Any) -> None:
     assert await go_locks(redis, 0, ns(0))
     assert await lock.claim(turn(0), "a", ns(0), 5.0) is Claim.OVER
     assert await lock.last_turn(KEY) == LastTurn(turn(0).due_at, None)
     assert list(await lock.owed(KEY)) == []
 
 
-async def test_what_we_locked_go_leaves_alone(lock: RedisLock, redis: Redis) -> None:
+async def test_what_we_locked_go_leaves_alone(lock: RedisLock, redis: Any) -> None:
     assert await lock.claim(turn(0), "a", ns(0), 5.0) is Claim.MINE
     assert not await go_locks(redis, 0, ns(0, 0.002))
     assert not await go_locks(redis, 0, ns(0, 1.9))
@@ -121,7 +121,7 @@ async def test_what_we_locked_go_leaves_alone(lock: RedisLock, redis: Redis) -> 
     assert not await go_locks(redis, 0, ns(0, 1.95))
 
 
-async def test_a_lock_whose_moment_has_passed_is_taken_over_as_machinery_does(lock: RedisLock, redis: Redis) -> None:
+async def test_a_lock_whose_moment_has_passed_is_taken_over_as_machinery_does(lock: RedisLock, redis: Any) -> None:
     await redis.set(KEY, ns(0, 0) - 1)
     assert await lock.claim(turn(0), "a", ns(0), 5.0) is Claim.MINE
     assert int(await redis.get(KEY)) == ns(1, 0) - 1
@@ -132,7 +132,7 @@ async def test_a_lock_whose_moment_has_passed_is_taken_over_as_machinery_does(lo
     assert await lock.claim(turn(1), "a", ns(1), 5.0) is Claim.OVER
 
 
-async def test_only_turns_of_ours_are_taken_over(lock: RedisLock, redis: Redis) -> None:
+async def test_only_turns_of_ours_are_taken_over(lock: RedisLock, redis: Any) -> None:
     assert await lock.claim(turn(0), "dead", ns(0), 0.5) is Claim.MINE
     await redis.delete(KEY)  # its time is over
     assert await go_locks(redis, 1, ns(1))
@@ -140,7 +140,7 @@ async def test_only_turns_of_ours_are_taken_over(lock: RedisLock, redis: Redis) 
     assert await lock.claim(turn(0), "b", ns(1), 0.5) is Claim.MINE
 
 
-async def test_what_go_did_while_we_were_away_was_not_missed(lock: RedisLock, redis: Redis) -> None:
+async def test_what_go_did_while_we_were_away_was_not_missed(lock: RedisLock, redis: Any) -> None:
     await lock.claim(turn(0), "a", ns(0), 5.0)
     await lock.finish(turn(0), sent=True)
     await redis.delete(KEY)
@@ -149,7 +149,7 @@ async def test_what_go_did_while_we_were_away_was_not_missed(lock: RedisLock, re
         assert await lock.claim(turn(number), "a", ns(5, 0.5), 5.0) is Claim.OVER
 
 
-async def test_of_go_and_us_one_gets_each_turn(redis_url: str, redis: Redis) -> None:
+async def test_of_go_and_us_one_gets_each_turn(redis_url: str, redis: Any) -> None:
     async with AsyncExitStack() as stack:
         locks = [RedisLock(redis_url) for _ in range(3)]
         for each in locks:
@@ -164,7 +164,7 @@ async def test_of_go_and_us_one_gets_each_turn(redis_url: str, redis: Redis) -> 
                 await locks[0].finish(turn(number), sent=True)
 
 
-async def test_a_lock_that_holds_no_moment_is_refused_by_name(lock: RedisLock, redis: Redis) -> None:
+async def test_a_lock_that_holds_no_moment_is_refused_by_name(lock: RedisLock, redis: Any) -> None:
     await redis.set(KEY, "somebody")
     with pytest.raises(Refused, match="holds no moment"):
         await lock.claim(turn(0), "a", ns(0), 5.0)

@@ -397,11 +397,22 @@ async def test_no_overlap_needs_results() -> None:
 
 async def test_a_worker_whose_lock_keeps_no_turns_does_not_start() -> None:
     class PlainLock:
-        async def open(self) -> None: ...
-        async def close(self) -> None: ...
-        async def acquire(self, key: str, ttl: float) -> str | None: ...
-        async def renew(self, key: str, token: str, ttl: float) -> bool: ...
-        async def release(self, key: str, token: str) -> bool: ...
+        """Keeps its contract, and no more."""
+
+        async def open(self) -> None:
+            pass
+
+        async def close(self) -> None:
+            pass
+
+        async def acquire(self, key: str, ttl: float) -> str | None:
+            return None
+
+        async def renew(self, key: str, token: str, ttl: float) -> bool:
+            return False
+
+        async def release(self, key: str, token: str) -> bool:
+            return False
 
     server = Server("memory://", lock=PlainLock())
     server.schedule("@hourly", "nightly", "note")
