@@ -94,14 +94,15 @@ class Timetable:
                 f"schedule {task.name!r} is registered with {known.spec!r} and cannot be {task.spec!r} too: "
                 "unregister it first, or choose another name"
             )
-        self._tasks[task.name] = task
+        self._tasks = {**self._tasks, task.name: task}  # another thread may be reading the old one
         self._tell()
 
     def remove(self, name: str) -> bool:
         """Whether there was one of that name."""
-        found = self._tasks.pop(name, None)
+        is_known = name in self._tasks
+        self._tasks = {each: task for each, task in self._tasks.items() if each != name}
         self._tell()
-        return found is not None
+        return is_known
 
     def tasks(self) -> Sequence[PeriodicTask]:
         """All of them, by name."""
@@ -301,11 +302,12 @@ class Rota:
                 return False
             signature = self._task.occurrence(office.program, due_at)
             token = f"{due_at:x}/{signature.uuid}"
-            await office.patience.insist(self._doing, lambda: office.publisher.offer(signature, token))
+            is_new = await office.patience.insist(self._doing, lambda: office.publisher.offer(signature, token))
         except Exception as exc:  # of this signature, or of the user's own hooks: trying again would not help
             office.events.emit(OccurrenceFailed(name, due_at, f"{type(exc).__name__}: {exc}"))
             return False
-        office.events.emit(OccurrenceSent(name, due_at, signature.uuid))
+        if is_new:
+            office.events.emit(OccurrenceSent(name, due_at, signature.uuid))
         return True
 
     async def _runs_still(self, due_at: int) -> bool:

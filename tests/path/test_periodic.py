@@ -6,17 +6,22 @@ Processes are played by servers that share stores; time is a manual clock, moved
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncqueue import ArgumentError, ConfigError, Server, Signature, Worker
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.brokers.base import Message
+from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.config import Settings
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.events import Event, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
 from asyncqueue.engine.periodic import CLAIM_TTL, LATE, PeriodicTask, Rota
+from asyncqueue.engine.settlement import OrderedSettlement
 from asyncqueue.locks.base import Claim, Turn
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import ManualClock
@@ -251,6 +256,25 @@ async def test_two_that_send_at_the_same_time_send_one(fleet: Fleet) -> None:
     fleet.move_to(1)
     await asyncio.gather(*(rota._send(START + PERIOD) for rota in rotas))
     assert await fleet.sent() == [1]
+
+
+async def test_what_ended_between_look_and_send_is_not_begun_anew() -> None:
+    class Blind(MemoryBackend):
+        """Looks too early."""
+
+        async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:
+            return [None for _ in task_ids]
+
+    broker, store = MemoryBroker(), MemoryStore()
+    blind, backend = Blind(store), MemoryBackend(store)
+    for each in (broker, blind, backend):
+        await each.open()
+    await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
+    pending, message = TaskState(task_uuid="task_a"), Message(b"a", QUEUE, "task_a", token="once")
+    await OrderedSettlement(broker, blind).offer(pending, message)
+    (found,) = await backend.get(["task_a"])
+    assert found is not None
+    assert found.state is State.SUCCESS
 
 
 # ----------------------------------------------------------------------------------------------------- missed
