@@ -9,7 +9,8 @@ from typing import Any, Generic, cast
 from typing_extensions import TypeVar
 
 from asyncqueue.backends.base import Backend
-from asyncqueue.errors import NoBackend, ResultExpired, ResultTimeout, ResultUnknown, TaskFailed
+from asyncqueue.errors import NoBackend, ResultExpired, ResultTimeout, ResultUnknown, TaskFailed, Unavailable
+from asyncqueue.retry import delays
 from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskResult, TaskState
 
@@ -20,6 +21,7 @@ class AsyncResult(Generic[R_co]):
     """What became, or becomes, of one task.
 
     Made by a send, or reopened by UUID with ``server.result(uuid)``. ``await result`` is ``await result.get()``.
+    ``patience`` says for how long (seconds) a backend that does not answer is asked again by those who wait.
     """
 
     def __init__(
@@ -28,12 +30,14 @@ class AsyncResult(Generic[R_co]):
         backend: Callable[[], Awaitable[Backend | None]],
         value_of: Callable[[Sequence[TaskResult]], Any],
         *,
+        patience: Callable[[Backend], float],
         signature: Signature | None = None,
     ) -> None:
         self.task_id = task_id
         self.signature = signature
         self._backend = backend
         self._value_of = value_of
+        self._patience = patience
         self._final: TaskState | None = None
         self._was_there = signature is not None
 
@@ -47,7 +51,8 @@ class AsyncResult(Generic[R_co]):
         """The task's result: None, one value, or a tuple of several; waits until there is one.
 
         ``timeout`` is in seconds; None waits for ever, 0 only looks. Raises ``TaskFailed``, ``ResultTimeout``,
-        ``NoBackend``, ``ResultExpired`` (this handle knows that there was an entry) or ``ResultUnknown`` (it does not).
+        ``NoBackend``, ``ResultExpired`` (this handle knows that there was an entry) or ``ResultUnknown`` (it does not),
+        and ``Unavailable`` when the backend has been away for as long as a send would have tried.
         """
         state = await self.wait(timeout)
         if state.state is State.FAILURE:
@@ -66,11 +71,9 @@ class AsyncResult(Generic[R_co]):
         backend = await self._open_backend()
         try:
             async with asyncio.timeout(timeout):
-                async for _, state in backend.watch([self.task_id]):
-                    return self._seen(state)
+                return await self._ending(backend)
         except TimeoutError:
             raise self._late(timeout) from None
-        raise self._gone()
 
     async def state(self) -> TaskState:
         """What is known of the task now. Raises ``NoBackend``, ``ResultExpired`` or ``ResultUnknown``."""
@@ -96,6 +99,30 @@ class AsyncResult(Generic[R_co]):
         """Drop the entry from the backend. Raises ``NoBackend``."""
         backend = await self._open_backend()
         await backend.forget([self.task_id])
+
+    async def _ending(self, backend: Backend) -> TaskState:
+        while True:
+            try:
+                async for _, state in backend.watch([self.task_id]):
+                    return self._seen(state)
+            except Unavailable as exc:
+                await self._until_it_answers(backend, exc)
+            else:
+                raise self._gone()
+
+    async def _until_it_answers(self, backend: Backend, error: Unavailable) -> None:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        for pause in delays():
+            if loop.time() + pause - since >= self._patience(backend):
+                raise error
+            await asyncio.sleep(pause)
+            try:
+                await backend.get([self.task_id])
+            except Unavailable as exc:
+                error = exc
+            else:
+                return
 
     async def _open_backend(self) -> Backend:
         backend = await self._backend()

@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
 
@@ -41,7 +42,7 @@ from asyncqueue.result import AsyncResult
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
 from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
-from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature
+from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -211,12 +212,13 @@ class Server:
         if registered is not None:
             wire_args, by_name = registered.arguments(args, kwargs)
             return make_signature(registered, wire_args, by_name, {}, self.clock)
-        named = tuple(
-            arg.model_copy(update={"name": name})
-            for name, arg in zip(kwargs, untyped_args(tuple(kwargs.values())), strict=True)
-        )
-        headers = {KEYWORDS_HEADER: "1"} if named else None
-        return Signature(name=task, args=(*untyped_args(args), *named), headers=headers)
+        try:
+            untyped = untyped_args((*args, *kwargs.values()))
+        except ArgumentError as exc:
+            raise ArgumentError(f"task {task}, {exc}") from exc
+        named = (arg.model_copy(update={"name": name}) for name, arg in zip(kwargs, untyped[len(args) :], strict=True))
+        headers = {KEYWORDS_HEADER: "1"} if kwargs else None
+        return Signature(name=task, args=(*untyped[: len(args)], *named), headers=headers)
 
     @overload
     async def send_many(self, signatures: Iterable[TaskSignature[R]]) -> list[AsyncResult[R]]: ...
@@ -611,9 +613,14 @@ class Server:
         async def backend() -> Backend | None:
             return (await self.connected()).backend
 
+        def patience(backend: Backend) -> float:
+            connected = self._home().connected
+            is_open = connected is not None and connected.backend is backend
+            return self.settings.publish_timeout if is_open else 0.0
+
         registered = self.registry.find(signature.name) if signature is not None else None
         value_of = registered.value_of if registered is not None else untyped_value_of
-        return AsyncResult(task_id, backend, value_of, signature=signature)
+        return AsyncResult(task_id, backend, value_of, patience=patience, signature=signature)
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:
@@ -626,17 +633,23 @@ def _options(name: str, options: dict[str, Any]) -> TaskOptions:
         if isinstance(options.get("backoff"), str)
         else options.get("backoff", fibonacci),
     }
-    try:
-        made = TaskOptions(**checked)
-    except TypeError as exc:
-        raise ConfigError(f"task {name!r}: {exc}") from None
-    for option, value in (("retries", made.retries), ("priority", made.priority)):
-        if value < 0:
-            raise ConfigError(f"task {name!r}: {option} must be 0 or more, not {value}")
-    if made.timeout is not None and made.timeout <= 0:
-        raise ConfigError(f"task {name!r}: timeout must be more than 0 seconds, not {made.timeout}")
-    if made.priority > MAX_PRIORITY:
-        raise ConfigError(f"task {name!r}: priority must be at most {MAX_PRIORITY}, not {made.priority}")
+    known = [each.name for each in fields(TaskOptions)]
+    for option in checked.keys() - set(known):
+        near = get_close_matches(option, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+        raise ConfigError(f"task {name!r}: a task has no option {option!r}{hint}")
+    made = TaskOptions(**checked)
+    if not whole(made.retries):
+        raise ConfigError(f"task {name!r}: retries must be a whole number from 0 on, not {made.retries!r}")
+    if not whole(made.priority, MAX_PRIORITY):
+        raise ConfigError(
+            f"task {name!r}: priority must be at least 0 and at most {MAX_PRIORITY}, not {made.priority!r}"
+        )
+    if made.timeout is not None and not (isinstance(made.timeout, int | float) and made.timeout > 0):
+        raise ConfigError(f"task {name!r}: timeout must be more than 0 seconds, not {made.timeout!r}")
+    for each in made.retry_on:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ConfigError(f"task {name!r}: retry_on must be exceptions, not {each!r}")
     problem = names.queue_problem(made.queue) if made.queue else None
     if problem:
         raise ConfigError(f"task {name!r}: {problem}")

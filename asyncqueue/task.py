@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -21,13 +22,14 @@ from typing import (
     overload,
 )
 
+from asyncqueue import rfc3339
 from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
 from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
 from asyncqueue.errors import ArgumentError
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import Backoff, fibonacci
-from asyncqueue.signature import Arg, Signature, TaskSignature
+from asyncqueue.signature import MAX_PRIORITY, Arg, Signature, TaskSignature
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
@@ -89,7 +91,9 @@ class Task(Generic[P, R]):
         return cast("TaskSignature[R]", self.s(*args, **kwargs).with_changes(takes_nothing=True))
 
     def with_(self, **options: Unpack[SendOptions]) -> Self:
-        """The same task with other options for its sends."""
+        """The same task with other options for its sends. Raises ``ArgumentError`` for one that there is not, or that
+        cannot be so."""
+        _check(self.name, options)
         return replace(self, options={**self.options, **options})
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -223,7 +227,7 @@ def eta_of(options: SendOptions, clock: Clock) -> int | None:
         seconds = countdown.total_seconds() if isinstance(countdown, timedelta) else countdown
         if not math.isfinite(seconds):
             raise ArgumentError(f"countdown must be a finite number of seconds, not {seconds}")
-        return clock.now_ns() + int(seconds * NANOSECONDS)
+        return _expressible("countdown", clock.now_ns() + int(seconds * NANOSECONDS))
     if "eta" not in options:
         return None
     try:
@@ -241,6 +245,47 @@ def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> 
             f"task {name}: on_success mixes signatures that take its results (s) with ones that do not (si)"
         )
     return True in kinds
+
+
+def _expressible(option: str, moment: int) -> int:
+    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
+        raise ArgumentError(f"{option}: a message cannot name a time before the year 1 or after 9999")
+    return moment
+
+
+_Fits = Callable[[Any], bool]
+_TEXT: tuple[str, _Fits] = "a text", lambda value: isinstance(value, str)
+_SIGNATURES: tuple[str, _Fits] = (
+    "a signature, or several",
+    lambda value: all(isinstance(each, Signature) for each in (value if isinstance(value, tuple) else (value,))),
+)
+_EXPECTED: Mapping[str, tuple[str, _Fits]] = {
+    "countdown": ("a number of seconds, or a timedelta", lambda value: isinstance(value, int | float | timedelta)),
+    "queue": _TEXT,
+    "priority": (f"a whole number from 0 to {MAX_PRIORITY}", lambda value: whole(value, MAX_PRIORITY)),
+    "headers": ("a mapping", lambda value: isinstance(value, Mapping)),
+    "retries": ("a whole number from 0 on", lambda value: whole(value)),
+    "task_id": _TEXT,
+    "on_success": _SIGNATURES,
+    "on_error": _SIGNATURES,
+    "message_group_id": _TEXT,
+}
+
+
+def _check(task: str, options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if option not in SendOptions.__annotations__:
+            near = get_close_matches(option, SendOptions.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(SendOptions.__annotations__)})"
+            raise ArgumentError(f"task {task}: a send has no option {option!r}{hint}")
+        expected, fits = _EXPECTED.get(option, ("", lambda _: True))
+        if not fits(value):
+            raise ArgumentError(f"task {task}: {option} must be {expected}, not {value!r}")
+
+
+def whole(value: object, most: int = 2**63 - 1) -> bool:
+    """Whether this is a whole number from 0 to ``most``."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _several(signatures: Signature | tuple[Signature, ...] | None) -> tuple[Signature, ...] | None:

@@ -57,7 +57,9 @@ def encode_signature(signature: Signature) -> bytes:
     try:
         return _finished(_signature(signature))
     except UnicodeEncodeError:
-        raise ArgumentError(f"task {signature.name!a}: {_surrogate_in('argument', signature.args or ())}") from None
+        raise ArgumentError(
+            f"task {ascii(signature.name)[1:-1]}: {_surrogate_in('argument', signature.args or ())}"
+        ) from None
     except RecursionError:
         raise ArgumentError(f"task {signature.name}: values or callbacks are nested too deep") from None
     except ArgumentError:
@@ -206,9 +208,9 @@ def _args(signature: Signature) -> str:
     written: list[str] = []
     try:
         for arg in signature.args:
-            written.append(_arg(arg))  # its length is the index, should one fail
+            written.append(_arg(arg))  # its length says which one, should one fail
     except (ValueError, TypeError, RecursionError) as exc:
-        raise ArgumentError(f"task {signature.name}, argument {len(written)}: {exc}") from None
+        raise ArgumentError(f"task {signature.name}, argument {len(written) + 1}: {exc}") from None
     return f"[{','.join(written)}]"
 
 
@@ -262,7 +264,7 @@ def _results(state: TaskState) -> str:
             head = _RESULT_HEADS.get(result.type) or f'{{"Type":{_quoted(result.type)},"Value":'
             written.append(f"{head}{_typed(result.type, result.value)}}}")
     except (ValueError, TypeError, RecursionError) as exc:
-        raise ArgumentError(f"task {state.task_name or state.task_uuid}, result {len(written)}: {exc}") from None
+        raise ArgumentError(f"task {state.task_name or state.task_uuid}, result {len(written) + 1}: {exc}") from None
     return f"[{','.join(written)}]"
 
 
@@ -389,11 +391,11 @@ _PYTHON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 
 def _surrogate_in(kind: str, values: Iterable[Arg | TaskResult]) -> str:
-    for index, each in enumerate(values):
+    for number, each in enumerate(values, 1):
         try:
             f"{each.type}{_typed(each.type, each.value)}".encode()
         except UnicodeEncodeError:
-            return f"a lone surrogate in {kind} {index}"
+            return f"a lone surrogate in {kind} {number}"
     return "a lone surrogate in a name, UUID, queue or header"
 
 

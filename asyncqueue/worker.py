@@ -16,6 +16,7 @@ from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.middleware import Middleware, TaskHook, before_and_after, finished
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ConfigError
+from asyncqueue.names import queue_problem
 from asyncqueue.server import Server
 
 _END_AFTER_CANCEL = 0.4
@@ -57,6 +58,10 @@ class Worker:
         self._own_grace = grace
         if concurrency is not None and concurrency < 0:
             raise ConfigError(f"concurrency must be 0 (unlimited) or more, not {concurrency}")
+        if grace is not None and not grace >= 0:
+            raise ConfigError(f"grace must be 0 seconds or more, not {grace}")
+        for problem in filter(None, map(queue_problem, self.queues)):
+            raise ConfigError(problem)
         if len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"a queue is named twice: {', '.join(self.queues)}")
         self._before: list[TaskHook] = []
@@ -137,8 +142,14 @@ class Worker:
             await self.server.turn_lock()
         self._task = asyncio.create_task(self._work(), name="asyncqueue-worker")
         started = asyncio.create_task(self._started.wait())
-        await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
+        try:
+            await asyncio.wait({self._task, started}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._task.cancel()  # nobody will stop a worker that was never handed out
+            await asyncio.wait({self._task})
+            raise
+        finally:
+            started.cancel()
         if self._task.done():
             await self._task
 
@@ -269,8 +280,8 @@ class Worker:
         return settings.worker.thread_limit or min(_MOST_THREADS, max(1, slots_for(self.concurrency, 64).total))
 
     def _resize(self, settings: Settings) -> None:
-        if self._slots is not None and self._own_concurrency is None:
-            self._slots.resize(slots_for(settings.worker.concurrency, settings.worker.prefetch).total)
+        if self._consumer is not None and self._own_concurrency is None:
+            self._consumer.resize(slots_for(settings.worker.concurrency, settings.worker.prefetch).total)
 
     def _reload(self) -> asyncio.Task[None] | None:
         path = self.server.reload_path

@@ -143,6 +143,7 @@ class _Tracking:
     def __init__(self, link: RedisLink, waiters: Waiters) -> None:
         self._link = link
         self._waiters = waiters
+        self._listener: Channel | None = None
         self._reader: Channel | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -165,6 +166,8 @@ class _Tracking:
             return await reader.call("MGET", *task_ids)
         except Unavailable:
             self._reader = None
+            if self._listener is not None:
+                await self._listener.close(nowait=True)  # may be as dead, and would not notice: it only listens
             return None
 
     async def _listen_for_ever(self) -> None:
@@ -179,7 +182,7 @@ class _Tracking:
                 pause = min(2 * pause, longest)
 
     async def _listen(self) -> None:
-        listener = await self._link.channel()
+        listener = self._listener = await self._link.channel()
         try:
             number = await listener.call("CLIENT", "ID")
             await listener.call("SUBSCRIBE", _CHANNEL)

@@ -277,7 +277,8 @@ class RedisBroker:
             # a list for people to look at: work goes on without it
             with suppress(OutOfMemory):
                 await self._link.call("ZADD", QUEUES, *(word for queue in late for word in (seconds, queue)))
-            self._announced.update(dict.fromkeys(late, now))
+            recent = {queue: at for queue, at in self._announced.items() if now - at <= ANNOUNCE_EVERY}
+            self._announced = recent | dict.fromkeys(late, now)
 
     # ------------------------------------------------------------------------------------------------ fetch
 

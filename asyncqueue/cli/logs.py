@@ -36,7 +36,7 @@ class TextLines(logging.Formatter):
         moment = _moment(record).replace("T", " ")
         line = f"{moment} {record.levelname} [{record.process}] {printable(record.getMessage(), _LONGEST)}"
         facts = [
-            f"{name}={printable(str(getattr(record, name)), 200)}" for name in _SHOWN_FACTS if hasattr(record, name)
+            f"{name}={printable(str(fact), 200)}" for name in _SHOWN_FACTS if (fact := getattr(record, name, "")) != ""
         ]
         traceback = _traceback(self, record)
         end = "\n " + printable(traceback, _LONGEST) if traceback else ""

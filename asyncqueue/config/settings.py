@@ -476,7 +476,10 @@ class Settings(Section):
     ] = False
     publish_timeout: Annotated[
         SomeSeconds,
-        Field(description="How long sending a task may take, with all attempts."),
+        Field(
+            description="How long sending a task may take, with all attempts, and how long a wait for its result goes"
+            " on while the results are away."
+        ),
         Key("at once", unit="s"),
     ] = 15.0
     go_compat: Annotated[

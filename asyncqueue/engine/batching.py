@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from asyncqueue.errors import Refused
 
 T = TypeVar("T")
 
@@ -16,13 +19,14 @@ T = TypeVar("T")
 class Batcher(Generic[T]):
     """Gathers items of concurrent callers into calls of ``flush``.
 
-    A flush that raises raises in every caller whose items it carried. ``close`` waits for what is under way.
+    A flush that raises raises in every caller whose items it carried; but one that was refused is repeated for each
+    caller alone, so ``flush`` must be safe to repeat. ``close`` waits for what is under way.
     """
 
     def __init__(self, flush: Callable[[Sequence[T]], Awaitable[None]], max_items: int) -> None:
         self._flush = flush
         self._max_items = max_items
-        self._waiting: deque[tuple[Sequence[T], asyncio.Future[None]]] = deque()
+        self._waiting: deque[_Entry[T]] = deque()
         self._busy = False
         self._rest: asyncio.Task[None] | None = None
         self._at_rest = asyncio.Event()
@@ -32,14 +36,13 @@ class Batcher(Generic[T]):
         """Flush these, together with what others add; returns when they are flushed."""
         if self._busy:
             done = asyncio.get_running_loop().create_future()
-            self._waiting.append((items, done))
+            self._waiting.append(_Entry(items, done))
             await done
             return
         self._busy = True
         self._at_rest.clear()
         try:
-            for start in range(0, len(items), self._max_items):
-                await self._flush(items[start : start + self._max_items])
+            await self._flush_parts(items)
         finally:
             if self._waiting:
                 self._rest = asyncio.get_running_loop().create_task(self._flush_rest())
@@ -57,36 +60,56 @@ class Batcher(Generic[T]):
     async def _flush_rest(self) -> None:
         try:
             while self._waiting:
-                items, waiters = self._next()
-                try:
-                    for start in range(0, len(items), self._max_items):
-                        await self._flush(items[start : start + self._max_items])
-                except asyncio.CancelledError:
-                    for waiter in waiters:
-                        waiter.cancel()
-                    raise
-                except Exception as exc:
-                    _tell(waiters, exc)
-                else:
-                    _tell(waiters, None)
+                group = self._next()
+                if not await self._flush_together(group):
+                    for entry in group:
+                        await self._flush_together([entry])
         finally:
             self._stop()
 
-    def _next(self) -> tuple[list[T], list[asyncio.Future[None]]]:
-        items: list[T] = []
-        waiters: list[asyncio.Future[None]] = []
-        while self._waiting and (not items or len(items) + len(self._waiting[0][0]) <= self._max_items):
-            more, waiter = self._waiting.popleft()
-            items.extend(more)
-            waiters.append(waiter)
-        return items, waiters
+    async def _flush_together(self, group: Sequence[_Entry[T]]) -> bool:
+        """Flush what callers added; False where they are to be tried apart: a refusal may concern only one of them."""
+        error: Exception | None = None
+        try:
+            await self._flush_parts([item for entry in group for item in entry.items])
+        except asyncio.CancelledError:
+            for entry in group:
+                entry.done.cancel()
+            raise
+        except Refused as exc:
+            if len(group) > 1:
+                return False
+            error = exc
+        except Exception as exc:
+            error = exc
+        for entry in group:
+            entry.tell(error)
+        return True
+
+    async def _flush_parts(self, items: Sequence[T]) -> None:
+        for start in range(0, len(items), self._max_items):
+            await self._flush(items[start : start + self._max_items])
+
+    def _next(self) -> list[_Entry[T]]:
+        group = [self._waiting.popleft()]
+        count = len(group[0].items)
+        while self._waiting and count + len(self._waiting[0].items) <= self._max_items:
+            group.append(self._waiting.popleft())
+            count += len(group[-1].items)
+        return group
 
 
-def _tell(waiters: Sequence[asyncio.Future[None]], error: Exception | None) -> None:
-    for waiter in waiters:
-        if waiter.done():  # the caller went away
-            continue
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[T]):
+    """What one caller added, and how it is told."""
+
+    items: Sequence[T]
+    done: asyncio.Future[None]
+
+    def tell(self, error: Exception | None) -> None:
+        if self.done.done():  # the caller went away
+            return
         if error is None:
-            waiter.set_result(None)
+            self.done.set_result(None)
         else:
-            waiter.set_exception(error)
+            self.done.set_exception(error)

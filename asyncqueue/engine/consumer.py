@@ -106,6 +106,10 @@ class Consumer:
         self._slots.resize(self._slots.total - 1)
         thread.add_done_callback(lambda ended: _tell_loop(loop, lambda: self._thread_ended(ended)))
 
+    def resize(self, total: int) -> None:
+        """Change how many tasks may run at once; what is stuck goes on counting as one of them."""
+        self._slots.resize(total - len(self._threads))
+
     async def run(self, execution: Execution) -> None:
         """Fetch and run until ``stop`` was called and everything that was fetched is settled or given back."""
         self._execution = execution

@@ -102,7 +102,9 @@ class Publisher:
         try:
             ready = message(filled, rules.default_queue, now)
         except ArgumentError as exc:
-            raise ArgumentError(f"task {filled.name}: {exc}") from exc
+            if str(exc).startswith(f"task {filled.name}"):
+                raise
+            raise ArgumentError(f"task {filled.name}: {exc}") from exc  # it is about a callback
         if len(ready.body) > rules.limits.max_bytes:
             raise MessageTooLarge(
                 f"task {filled.name} for queue {ready.queue!r}: its message is {len(ready.body)} bytes, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Bury, Delivery, Settled
@@ -139,7 +140,9 @@ class Settler:
         """An end that the store may take where it refused this one: FAILURE that says why; then the dead letter, with
         nothing recorded; then none."""
         if item.state is not None and item.state.state is State.SUCCESS:
-            return self._failed(item.delivery, f"the result could not be stored: {error}")
+            failed = self._failed(item.delivery, f"the result could not be stored: {error}")
+            # its success may be recorded, and only its callbacks be refused: they are not to be lost without a trace
+            return replace(failed, verdict=Bury("refused", error)) if failed is not None and item.publish else failed
         if item.state is None and not item.publish and isinstance(item.verdict, Bury):
             return None
         return Settled(item.delivery, Bury("refused", error))

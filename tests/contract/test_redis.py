@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from asyncqueue.backends.redis import RedisBackend
-from asyncqueue.brokers.base import Ack, Bury, Message, Nack, Settled
+from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.brokers.redis import RedisBroker
 from asyncqueue.connections.redis import parse_url
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
@@ -35,8 +34,11 @@ from asyncqueue.testing import (
 from asyncqueue.testing.suite import Suite
 from asyncqueue.wire import decode_signature, decode_state, encode_signature, encode_state
 from tests.conftest import StartServer
+from tests.opened import opened
+from tests.replies import raw
 from tests.services import RedisServer, free_port
 
+T = TypeVar("T")
 LEASE = 2.0
 KEPT = 3600.0
 SENT_AT = 1_735_787_045_123_456_789
@@ -119,18 +121,6 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-@asynccontextmanager
-async def opened(*things: Any) -> AsyncIterator[Any]:
-    """Open; close in reverse."""
-    try:
-        for thing in things:
-            await thing.open()
-        yield things[0] if len(things) == 1 else things
-    finally:
-        for thing in reversed(things):
-            await thing.close()
-
-
 def signature(name: str, queue: str = "q", **fields: Any) -> Signature:
     return Signature(uuid=f"task_{name}", name=name, routing_key=queue, **fields)
 
@@ -149,10 +139,16 @@ def success(name: str, *results: TaskResult) -> TaskState:
 
 async def keys(redis: Redis) -> dict[str, int]:
     """Every key and its time to live (seconds; -1 for ever)."""
-    return {key.decode(): await redis.ttl(key) for key in await redis.keys("*")}
+    return {raw(key).decode(): await redis.ttl(key) for key in await redis.keys("*")}
 
 
-async def comes(what: Callable[[], Awaitable[Any]], until: float = 20.0) -> Any:
+async def let_go(endings: AsyncIterator[object]) -> None:
+    """Watch no longer."""
+    assert isinstance(endings, AsyncGenerator)
+    await endings.aclose()
+
+
+async def comes(what: Callable[[], Awaitable[T]], until: float = 20.0) -> T:
     """The first answer that is not empty."""
     async with asyncio.timeout(until):
         while not (answer := await what()):
@@ -179,8 +175,9 @@ async def go_all_the_way(url: str) -> None:
             ending = asyncio.ensure_future(anext(endings))
             await broker.settle([Settled(taken[0], Ack(), success("a"))], KEPT)
             task_id, state = await asyncio.wait_for(ending, 20)
+            assert state is not None
             assert (task_id, state.state, state.created_at) == ("task_a", State.SUCCESS, SENT_AT)
-            await endings.aclose()
+            await let_go(endings)
             later = message("b", queue, not_before=1.0)
             await broker.publish([later, replace(message("c", queue), token="once")])
             await broker.tend([queue])
@@ -441,7 +438,9 @@ async def test_a_full_server_takes_no_messages_and_still_serves_what_it_has(star
         await broker.nack(held[1:])
         taken = list(await broker.fetch("q", 10, 0))
         assert [decode_signature(one.body).name for one in taken] == list("bcdef")
-        assert (await backend.get(["task_a"]))[0].state is State.SUCCESS
+        (ended,) = await backend.get(["task_a"])
+        assert ended is not None
+        assert ended.state is State.SUCCESS
         waiting = asyncio.create_task(broker.fetch("q", 1, 20))  # BLMOVE is refused: it polls
         await asyncio.sleep(0.3)
         await broker.nack(taken[:1])
@@ -659,12 +658,13 @@ async def test_a_state_is_never_written_over_something_else(redis_url: str, redi
     """A task whose UUID is the name of a queue must not wipe it out."""
     await redis.rpush("task_q", "waiting")
     async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
-        for verb in (
+        verbs: list[Callable[[], Awaitable[object]]] = [
             lambda: backend.begin([pending("q")]),
             lambda: backend.put([pending("q")]),
             lambda: backend.put([success("q")]),
             lambda: broker.submit([pending("q")], [message("q")], KEPT),
-        ):
+        ]
+        for verb in verbs:
             with pytest.raises(Refused, match="task_q"):
                 await verb()
         await broker.publish([message("q"), message("b"), message("c"), message("d")])
@@ -702,10 +702,11 @@ async def test_a_delayed_set_of_another_type_costs_no_message(redis_url: str, re
     await redis.set("delayed_tasks", "x")
     later = message("a", not_before=4e9)
     async with opened(RedisBroker(redis_url)) as broker:
-        for verb in (
+        verbs: list[Callable[[], Awaitable[object]]] = [
             lambda: broker.publish([message("b"), later]),
             lambda: broker.submit([pending("b"), pending("a")], [message("b"), later], KEPT),
-        ):
+        ]
+        for verb in verbs:
             with pytest.raises(Refused, match="delayed_tasks"):
                 await verb()
         assert await redis.exists("q", "task_a", "task_b") == 0, "half of a batch"
@@ -774,7 +775,7 @@ async def test_a_step_settles_and_fetches_in_one_call(redis_url: str, redis: Red
         stats = await redis.info("commandstats")
         assert stats["cmdstat_evalsha"]["calls"] >= 2
         assert before > 0
-        assert decode_state(await redis.get("task_a")).is_success
+        assert decode_state(raw(await redis.get("task_a"))).is_success
         assert list(await broker.extend([first, second])) == [first]
 
 
@@ -845,16 +846,16 @@ async def test_what_only_its_inbox_held_comes_back_uncounted(redis_url: str, red
     async with opened(RedisBroker(redis_url, lease=lease), RedisBroker(redis_url, lease=lease)) as (dead, other):
         await dead.fetch("q", 1, 0)
         (worker,) = await redis.zrange("{q}:aq:workers", 0, -1)
-        await redis.rpush(b"{q}:aq:inbox:" + worker, b"landed")  # as BLMOVE does, whose reply nobody read
+        await redis.rpush(b"{q}:aq:inbox:" + raw(worker), b"landed")  # as BLMOVE does, whose reply nobody read
 
-        async def taken() -> Any:
+        async def taken() -> Sequence[Delivery]:
             await other.tend(["q"])
             return await other.fetch("q", 1, 0)
 
         (again,) = await comes(taken)
         assert (again.body, again.attempt) == (b"landed", 1)
         assert list(await dead.fetch("q", 1, 0)) == []
-        await redis.rpush(b"{q}:aq:inbox:" + worker, b"late")  # what a broken connection still carried
+        await redis.rpush(b"{q}:aq:inbox:" + raw(worker), b"late")  # what a broken connection still carried
         (again,) = await comes(taken)
         assert again.body == b"late"
 
@@ -962,7 +963,7 @@ async def test_a_state_that_anybody_wrote_wakes(redis_url: str, redis: Redis, mo
         assert await asyncio.wait_for(anext(endings), 20) == ("task_b", None)
         await redis.flushdb()
         assert await asyncio.wait_for(anext(endings), 20) == ("task_c", None)
-        await endings.aclose()
+        await let_go(endings)
 
 
 async def _is_tracked(redis: Redis) -> bool:
@@ -980,7 +981,7 @@ async def test_a_watch_survives_the_loss_of_its_connections(redis_url: str, redi
                 await redis.client_kill_filter(_id=client["id"])
         await redis.set("task_a", encode_state(success("a")), ex=60)
         assert (await asyncio.wait_for(first, 20))[0] == "task_a"
-        await endings.aclose()
+        await let_go(endings)
 
 
 async def test_a_server_that_does_not_tell_is_polled(start_server: StartServer) -> None:
@@ -992,7 +993,7 @@ async def test_a_server_that_does_not_tell_is_polled(start_server: StartServer) 
         await asyncio.sleep(0.1)
         await backend.put([success("a")])
         assert (await asyncio.wait_for(first, 20))[0] == "task_a"
-        await endings.aclose()
+        await let_go(endings)
 
 
 async def test_a_watch_ends_when_the_server_is_gone_and_works_when_it_is_back(redis_server: RedisServer) -> None:

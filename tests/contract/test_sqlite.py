@@ -16,6 +16,7 @@ import pytest
 from asyncqueue.backends.sqlite import SqliteBackend
 from asyncqueue.brokers.base import Ack, Message, Settled
 from asyncqueue.brokers.sqlite import SqliteBroker
+from asyncqueue.clock import Clock
 from asyncqueue.connections.sqlite import APPLICATION_ID, SCHEMA_VERSION, Connection, Database, insert, path_from_url
 from asyncqueue.errors import ConfigError, Refused, Unavailable
 from asyncqueue.locks.sqlite import SqliteLock
@@ -36,16 +37,18 @@ PATIENCE = 30.0
 class OnFile:
     """A file and a clock of each test's own, and another file that somebody else has locked."""
 
+    clock: Clock
+
     @pytest.fixture
     def service(self, tmp_path: Path) -> Iterator[None]:
         self.path = tmp_path / "tasks.db"
         self.locked = tmp_path / "locked.db"
-        self.clock = ManualClock()
+        self.clock = self.manual_clock = ManualClock()
         with closing(lock_exclusively(self.locked)):
             yield
 
     async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+        self.manual_clock.advance(seconds)
 
 
 class TestSqliteBroker(OnFile, BrokerContract):
@@ -321,9 +324,10 @@ async def test_a_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> N
 
 async def test_after_a_fork_an_instance_of_the_parent_is_refused(tmp_path: Path) -> None:
     code = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.errors import Refused
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads, which this is about
 broker = SqliteBroker(sys.argv[1])
 async def in_child():
     try:

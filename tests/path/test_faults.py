@@ -114,8 +114,8 @@ async def _workflow(stores: Pair, faults: Faults, queue: str) -> None:
         assert await _eventually_get(result) == 2
 
         async def all_done() -> bool:
-            (depth,) = [each for each in await server.queues() if each.queue == queue] or [None]
-            left = depth.ready + depth.held + depth.delayed + depth.dead if depth is not None else 0
+            depths = [each for each in await server.queues() if each.queue == queue]
+            left = sum(each.ready + each.held + each.delayed + each.dead for each in depths)
             return bool(noted) and left == 0
 
         await eventually(all_done)

@@ -29,6 +29,8 @@ from tests.services import RedisServer
 PATIENCE = 60.0
 TASKS = 2_000
 
+pytestmark = pytest.mark.timeout(600)  # processes by the dozen, on a machine that may be busy
+
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:

@@ -39,6 +39,7 @@ from asyncqueue.rfc3339 import ZERO, render
 from asyncqueue.testing import ManualClock
 from asyncqueue.wire import decode_signature, decode_state
 from tests.path.bench import eventually, in_time
+from tests.replies import execute, raw
 from tests.wire.goldens import GOLDEN, VERSIONS, commands
 
 UUID = "task_00000000-0000-4000-8000-000000000001"
@@ -191,7 +192,7 @@ async def test_our_own_tasks_and_options_leave_the_same(
     await redis.flushdb()
     eta = datetime(2100, 1, 2, 3, 4, 5, 123456, tzinfo=UTC)
     await add.with_(task_id=UUID, eta=eta).send(1, 2)
-    ((body, score),) = await redis.zrange("delayed_tasks", 0, -1, withscores=True)
+    ((body, score),) = await scored(redis, "delayed_tasks")
     (theirs,) = recorded("eta_future")["keys"]["delayed_tasks"]["members"]
     assert body.decode() == theirs["member"].replace(".123456789Z", ".123456Z")
     assert score == pytest.approx(float(theirs["score"]), abs=1e4)
@@ -203,16 +204,26 @@ async def test_our_own_tasks_and_options_leave_the_same(
 
 async def same_keys(recording: Any, redis: Redis) -> None:
     """Every key is there with the same bytes and lifetime; what is there beside them is ours alone."""
-    ours = {key.decode() for key in await redis.keys("*")}
     theirs = recording["keys"]
-    assert {key for key in ours if "aq:" not in key} == set(theirs)
+    assert await keys_but_ours(redis) == set(theirs)
     await same_messages(recording, redis)
     for key, held in theirs.items():
         # an entry of ours lives on from when its task is due; Machinery's may be gone by then
         early = 5 if "delayed_tasks" not in theirs else float("inf")
         assert -5 <= await redis.ttl(key) - held["ttl_seconds"] <= early
         if held["type"] == "string":
-            assert (await redis.get(key)).decode() == held["value"]
+            assert raw(await redis.get(key)).decode() == held["value"]
+
+
+async def keys_but_ours(redis: Redis) -> set[str]:
+    keys = [raw(key).decode() for key in await redis.keys("*")]
+    return {key for key in keys if "aq:" not in key}
+
+
+async def scored(redis: Redis, key: str) -> list[tuple[bytes, float | None]]:
+    """The members of a sorted set, and where they stand."""
+    members = [raw(member) for member in await redis.zrange(key, 0, -1)]
+    return [(member, await redis.zscore(key, member)) for member in members]
 
 
 async def same_messages(recording: Any, redis: Redis) -> None:
@@ -220,10 +231,9 @@ async def same_messages(recording: Any, redis: Redis) -> None:
         match held["type"]:
             case "list":
                 expected = [in_utc(item) for item in held["items"]]
-                assert [item.decode() for item in await redis.lrange(key, 0, -1)] == expected
+                assert [raw(item).decode() for item in await redis.lrange(key, 0, -1)] == expected
             case "zset":
-                members = await redis.zrange(key, 0, -1, withscores=True)
-                assert [(member.decode(), score) for member, score in members] == [
+                assert [(member.decode(), score) for member, score in await scored(redis, key)] == [
                     (each["member"], float(each["score"])) for each in held["members"]
                 ]
 
@@ -274,7 +284,7 @@ async def test_what_machinery_sent_leaves_here_what_it_left_there(
     sent = next(index for index, command in enumerate(commands(path)) if command[0] == "RPUSH")
     for command in commands(path)[: sent + 1]:
         if command[0] in ("SET", "RPUSH"):
-            await redis.execute_command(*command)
+            await execute(redis, *command)
     theirs = {key: held["value"] for key, held in recording["keys_after"].items() if held["type"] == "string"}
     async with Worker(make(), grace=5):
         ours = await eventually(lambda: states(redis, set(theirs)))
@@ -294,12 +304,12 @@ async def test_what_machinery_sent_leaves_here_what_it_left_there(
             assert ours[key] == text
         assert 3590 <= await redis.ttl(key) <= 3600
     assert await redis.llen(QUEUE) == 0
-    assert {key.decode() for key in await redis.keys("*") if b"aq:" not in key} == set(theirs)
+    assert await keys_but_ours(redis) == set(theirs)
 
 
 async def states(redis: Redis, keys: set[str]) -> dict[str, str]:
     """The entries, once all of them say how their task ended."""
-    found = {key: (await redis.get(key) or b"").decode() for key in keys}
+    found = {key: raw(await redis.get(key) or b"").decode() for key in keys}
     done = all('"State":"SUCCESS"' in text or '"State":"FAILURE"' in text for text in found.values())
     return found if done else {}
 
@@ -312,8 +322,7 @@ def _reworded(results: Any) -> Any:
 async def test_a_hand_written_message_runs_without_anybody_having_said_pending(
     make: Callable[..., Server], redis: Redis
 ) -> None:
-    await redis.execute_command(
-        "RPUSH",
+    await redis.rpush(
         QUEUE,
         b'{"UUID":"task_by_hand","Name":"add","Args":[{"Type":"int64","Value":1},{"Type":"int64","Value":2}]}',
     )
@@ -344,7 +353,7 @@ async def test_a_task_that_machinery_delayed_runs_when_it_is_due(
     ]
     assert theirs[:2] == ["ZADD", "delayed_tasks"]
     assert decode_signature(theirs[3].encode()).eta == int(theirs[2])
-    await redis.execute_command("ZADD", key, due, _as_go_writes(written, theirs[3]))
+    await redis.zadd(key, {_as_go_writes(written, theirs[3]): due})
     async with Worker(server, grace=5):
         await eventually(lambda: states(redis, {"task_later"}))
     assert len(ran_at) == 1
@@ -367,9 +376,9 @@ async def test_who_waits_here_is_told_what_machinery_wrote(make: Callable[..., S
     server = make()
     sent = await server.send_task("a_task_of_a_go_worker", 1)
     waiting = asyncio.create_task(sent.get())
-    pending = decode_state(await redis.get(sent.task_id))
-    assert pending.task_name == "a_task_of_a_go_worker"
-    written = (await redis.get(sent.task_id)).replace(b'"PENDING"', b'"SUCCESS"')
+    written = raw(await redis.get(sent.task_id))
+    assert decode_state(written).task_name == "a_task_of_a_go_worker"
+    written = written.replace(b'"PENDING"', b'"SUCCESS"')
     written = written.replace(b'"Results":null', b'"Results":[{"Type":"int64","Value":7}]')
     await redis.set(sent.task_id, written, ex=3600)
     assert await in_time(waiting) == 7

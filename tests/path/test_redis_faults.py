@@ -9,10 +9,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -34,9 +34,12 @@ from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import decode_signature, encode_signature
 from tests.conftest import StartServer
+from tests.opened import opened
 from tests.proxy import FaultProxy
+from tests.replies import raw
 from tests.services import RedisServer
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent.parent
 LEASE = 1.0
 KEPT = 3600.0
@@ -72,17 +75,6 @@ def through(proxy: FaultProxy, url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{login[0]}{login[1]}127.0.0.1:{proxy.port}"))
 
 
-@asynccontextmanager
-async def opened(*things: Any) -> AsyncIterator[Any]:
-    try:
-        for thing in things:
-            await thing.open()
-        yield things[0] if len(things) == 1 else things
-    finally:
-        for thing in reversed(things):
-            await thing.close()
-
-
 def message(name: str, **fields: Any) -> Message:
     body = encode_signature(Signature(uuid=f"task_{name}", name=name, routing_key="q"))
     return Message(body, "q", f"task_{name}", **fields)
@@ -97,7 +89,7 @@ def names(deliveries: Any) -> list[str]:
     return [decode_signature(delivery.body).name for delivery in deliveries]
 
 
-async def at_last(call: Callable[[], Awaitable[Any]], until: float = 30.0) -> Any:
+async def at_last(call: Callable[[], Awaitable[T]], until: float = 30.0) -> T:
     """What it returns once the service answers again."""
     async with asyncio.timeout(until):
         while True:
@@ -368,9 +360,7 @@ async def test_with_replies_lost_at_random_every_task_is_done_once(
     assert callbacks == Counter({f"callback-{name}": 1 for name in expected})
     assert await redis.llen("q") == 0
     for name in expected:
-        entry = await redis.get(f"task_{name}")
-        assert isinstance(entry, bytes)
-        assert b'"State":"SUCCESS"' in entry
+        assert b'"State":"SUCCESS"' in raw(await redis.get(f"task_{name}"))
     await broker.close()
 
 

@@ -22,6 +22,7 @@ from asyncqueue.errors import MessageTooLarge, Unavailable
 from asyncqueue.signature import Arg, Signature
 from tests.conftest import StartServer
 from tests.path.bench import Stores, eventually, in_time
+from tests.replies import execute
 from tests.services import RedisServer
 
 AT_ONCE_AND_TESTED = {
@@ -241,10 +242,8 @@ async def test_a_new_password_counts_at_the_next_connection(start_server: StartS
 
     async def let_in(password: str) -> None:
         async with Redis.from_url(redis.url) as admin:
-            await admin.execute_command(
-                "ACL", "SETUSER", "worker", "on", "resetpass", f">{password}", "~*", "&*", "+@all"
-            )
-            await admin.execute_command("CLIENT", "KILL", "USER", "worker")
+            await execute(admin, "ACL", "SETUSER", "worker", "on", "resetpass", f">{password}", "~*", "&*", "+@all")
+            await execute(admin, "CLIENT", "KILL", "USER", "worker")
 
     await let_in("first")
     async with configured(tmp_path, broker=url("first")) as file:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from asyncqueue.engine.batching import Batcher
-from asyncqueue.errors import Refused
+from asyncqueue.errors import Refused, Unavailable
 
 
 class Flushes:
@@ -59,15 +59,32 @@ async def test_an_error_reaches_everybody_whose_items_it_carried_and_nobody_else
     second, third, fourth = (asyncio.create_task(batcher.add([n])) for n in (1, 2, 3))
     flushes.go.release()
     await first
-    flushes.error = Refused("no")
+    flushes.error = Unavailable("away")
     await flushes.begun.acquire()
     flushes.go.release()
     for each in (second, third):
-        with pytest.raises(Refused):
+        with pytest.raises(Unavailable):
             await each
     flushes.error = None
     flushes.go.release()
     await fourth
+
+
+async def test_a_refusal_is_only_for_the_caller_whose_items_were_refused() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def flush(items: Sequence[int]) -> None:
+        begun.set()
+        await go.wait()
+        if 2 in items:
+            raise Refused("no 2")
+
+    batcher = Batcher(flush, 10)
+    callers = [asyncio.create_task(batcher.add([number])) for number in range(4)]
+    await begun.wait()
+    go.set()
+    ends = await asyncio.gather(*callers, return_exceptions=True)
+    assert [str(end) for end in ends] == ["None", "None", "no 2", "None"]
 
 
 async def test_a_caller_that_leaves_takes_nobody_along() -> None:

@@ -56,7 +56,8 @@ def test_facts_are_fields_and_the_exception_has_its_traceback(caplog: pytest.Log
 
 
 def test_a_listener_that_raises_does_no_other_harm(caplog: pytest.LogCaptureFixture) -> None:
-    events, told = Events(), []
+    events = Events()
+    told: list[Event] = []
 
     def broken(event: Event) -> None:
         raise RuntimeError("a mistake in a listener")
@@ -72,9 +73,9 @@ def test_a_listener_that_raises_does_no_other_harm(caplog: pytest.LogCaptureFixt
 def test_nothing_is_built_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
     quiet = logging.Logger("quiet", logging.INFO)
     events = Events(quiet)
-    assert not events.detailed
+    before = events.detailed
     events.listen(lambda event: None)
-    assert events.detailed
+    assert (before, events.detailed) == (False, True)
     loud = Events(quiet)
     loud.use_logger(logging.Logger("loud", logging.DEBUG))
     assert loud.detailed
