@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
 
 from asyncqueue import names, urls, wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
-from asyncqueue.clock import SYSTEM_CLOCK, Clock
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
 from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load, taken_up
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
@@ -23,6 +24,7 @@ from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.middleware import Middleware, PublishHook
 from asyncqueue.engine.outcome import Rules, callback_ids, pending
 from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.registry import (
     KEYWORDS_HEADER,
@@ -34,10 +36,11 @@ from asyncqueue.engine.registry import (
 )
 from asyncqueue.engine.settlement import Settlement, settlement_of
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
-from asyncqueue.locks.base import Lock
+from asyncqueue.locks.base import Lock, TurnLock
 from asyncqueue.redact import redact_url, without_credentials
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import fibonacci, parse_backoff
+from asyncqueue.schedule import LONGEST_WAIT, parse
 from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
 
@@ -89,6 +92,7 @@ class Server:
         self.events = Events()
         self.registry = Registry()
         self.middlewares: list[Middleware] = []
+        self.timetable = Timetable()
         self._publish_hooks: list[PublishHook] = []
         self.patience = Patience(self.events, clock)
         self.settings = settings or Settings()
@@ -234,6 +238,100 @@ class Server:
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent elsewhere or before, by its UUID."""
         return self._result(task_id, None)
+
+    # — periodic tasks —
+
+    async def register_periodic_task(
+        self,
+        spec: str,
+        name: str,
+        task: Signature | Task[Any, Any] | str,
+        *,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Machinery's verb for ``schedule``, which see."""
+        self.schedule(spec, name, task, missed=missed, overlap=overlap)
+
+    def schedule(
+        self,
+        spec: str,
+        name: str,
+        task: Signature | Task[Any, Any] | str,
+        *,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Send ``task`` whenever ``spec`` says, while a worker of this server runs: once, however many do.
+
+        ``spec`` is five cron fields, ``@hourly`` and the like, or ``@every 30s``, with ``CRON_TZ=Europe/Paris`` in
+        front where another zone than the local one is meant. Each occurrence is a fresh copy of the signature; its
+        ETA and UUID do not count. ``missed`` says which occurrences are sent that came due while no worker ran:
+        none (``"skip"``), the latest (``"last"``) or ``"all"``. With ``overlap="skip"`` an occurrence is left out
+        while the task of the one before it has not ended.
+
+        Nothing is connected. Raises ``ConfigError`` for a spec that is wrong or never fires, and for a name that has
+        another spec already; ``ArgumentError`` for arguments that do not fit the task.
+        """
+        signature = self.signature(task)
+        self._check_periodic(name, signature, missed, overlap)
+        schedule = parse(spec)
+        if schedule.next_after(self.clock.now_ns() / NANOSECONDS) is None:
+            raise ConfigError(f"schedule {name!r}: {spec!r} never fires in the next {LONGEST_WAIT} years")
+        self.timetable.add(PeriodicTask(name, spec, schedule, signature, missed, overlap))
+
+    def unregister_periodic_task(self, name: str) -> bool:
+        """Send no more occurrences from this process; whether there was a schedule of that name. What was sent runs."""
+        return self.timetable.remove(name)
+
+    def schedules(self) -> Sequence[PeriodicTask]:
+        """The schedules registered here, by name."""
+        return self.timetable.tasks()
+
+    def next_times(self, name: str, count: int = 1) -> list[datetime]:
+        """When the schedule of that name is due next (UTC). Raises ``ConfigError`` where there is none."""
+        task = next((each for each in self.schedules() if each.name == name), None)
+        if task is None:
+            raise ConfigError(f"no schedule is called {name!r}")
+        times = task.next_times(self.clock.now_ns() / NANOSECONDS, count)
+        return [to_datetime(at * NANOSECONDS) for at in times]
+
+    def scheduler(self) -> Scheduler:
+        """What keeps the schedules in this event loop; a worker runs one."""
+        return Scheduler(self.timetable, self._office, events=self.events, patience=self.patience)
+
+    async def turn_lock(self) -> TurnLock:
+        """The lock in which processes agree on who sends. Raises ``ConfigError`` where the server's cannot do that."""
+        lock = await self.lock()
+        if not isinstance(lock, TurnLock):
+            what = "has no lock" if lock is None else f"has a {type(lock).__name__}, which keeps no turns"
+            raise ConfigError(f"periodic tasks need a lock that keeps turns, and this server {what}: give lock=")
+        return lock
+
+    def _check_periodic(self, name: str, signature: Signature, missed: str, overlap: str) -> None:
+        if not names.valid_name(name):
+            raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
+        for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
+            if said not in known:
+                raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
+        if overlap == "skip" and self._own_backend is None and urls.scheme_of(self._backend_url) == urls.NULL:
+            raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
+        registered = self.registry.find(signature.name)
+        if registered is not None:
+            registered.bind(signature)
+
+    async def _office(self, owner: str) -> Office:
+        lock, connected = await self.turn_lock(), await self.connected()
+        return Office(
+            lock,
+            connected.publisher,
+            connected.backend,
+            self.clock,
+            self.events,
+            self.patience,
+            self.settings.program,
+            owner,
+        )
 
     # — looking —
 

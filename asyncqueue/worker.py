@@ -21,6 +21,7 @@ from asyncqueue.server import Server
 
 _END_AFTER_CANCEL = 0.4
 _SETTLE_AFTER_CANCEL = 5.0
+_SEND_AFTER_STOP = 1.0
 _MOST_THREADS = 1_000
 
 ErrorHook = Callable[[TaskFailed], None]
@@ -137,6 +138,8 @@ class Worker:
         if self._task is not None:
             raise ConfigError("this worker was started already: make another one")
         await self.server.connected()
+        if self.server.schedules():
+            await self.server.turn_lock()
         self._task = asyncio.create_task(self._work(), name="asyncqueue-worker")
         started = asyncio.create_task(self._started.wait())
         try:
@@ -219,11 +222,20 @@ class Worker:
         reloading = self._reload()
         self._started.set()
         consuming = asyncio.create_task(consumer.run(execution), name="asyncqueue-consumer")
+        scheduler = server.scheduler()
+        scheduling = asyncio.create_task(scheduler.run(), name="asyncqueue-scheduler")
         asked = asyncio.create_task(self._stop_asked.wait())
         try:
-            await asyncio.wait({consuming, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({consuming, scheduling, asked}, return_when=asyncio.FIRST_COMPLETED)
+            scheduler.stop()
             await self._end(consumer, consuming)
+            await asyncio.wait({scheduling}, timeout=_SEND_AFTER_STOP)
+            if scheduling.done():
+                scheduling.result()
         finally:
+            if not scheduling.done():  # the store is away; what it was about to send, another takes over
+                scheduling.cancel()
+                await asyncio.wait({scheduling})
             asked.cancel()
             if not consuming.done():  # we are being cancelled ourselves
                 consuming.cancel()

@@ -19,6 +19,7 @@ from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.connections.memory import Locked, MemoryStore
 from asyncqueue.errors import AsyncQueueError, Refused
+from asyncqueue.locks.base import Claim, LastTurn, Turn
 from asyncqueue.locks.memory import MemoryLock
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import (
@@ -28,9 +29,10 @@ from asyncqueue.testing import (
     JointContract,
     LockContract,
     ManualClock,
+    TurnLockContract,
 )
 
-CONTRACTS = (BrokerContract, InspectorContract, JointContract, BackendContract, LockContract)
+CONTRACTS = (BrokerContract, InspectorContract, JointContract, BackendContract, LockContract, TurnLockContract)
 T = TypeVar("T")
 Failed = pytest.fail.Exception  # what ``pytest.raises`` raises when nothing was raised
 
@@ -762,6 +764,44 @@ class LockEndsWithItsInstance(MemoryLock):
     async def close(self) -> None:
         self._store.locks.clear()
         await super().close()
+
+
+@noticed_by(TurnLockContract.test_of_20_racers_one_gets_the_turn)
+class TurnsAreEverybodys(MemoryLock):
+    async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
+        return await super().claim(turn, "everybody", now_ns, ttl)
+
+
+@noticed_by(TurnLockContract.test_an_owner_whose_time_is_over_loses_the_turn)
+class OwnersNeverLoseTheirTurn(MemoryLock):
+    async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
+        return await super().claim(turn, owner, now_ns, 1e9)
+
+
+@noticed_by(TurnLockContract.test_a_finished_turn_is_over_for_everybody)
+class FinishedTurnsAreForgotten(MemoryLock):
+    async def finish(self, turn: Turn, *, sent: bool) -> None:
+        self._store.turns.pop(turn.key, None)
+
+
+@noticed_by(TurnLockContract.test_a_turn_is_owed_until_it_is_finished)
+class NothingIsOwed(MemoryLock):
+    async def owed(self, key: str) -> Sequence[int]:
+        return []
+
+
+@noticed_by(TurnLockContract.test_a_turn_that_is_owed_is_taken_over_after_later_ones_are_over)
+class LaterTurnsEndEarlierOnes(MemoryLock):
+    async def finish(self, turn: Turn, *, sent: bool) -> None:
+        await super().finish(turn, sent=sent)
+        self._store.turns[turn.key].claims.clear()
+
+
+@noticed_by(TurnLockContract.test_the_last_turn_never_goes_back)
+class LastTurnGoesBack(MemoryLock):
+    async def finish(self, turn: Turn, *, sent: bool) -> None:
+        await super().finish(turn, sent=sent)
+        self._store.turns[turn.key].last = LastTurn(turn.due_at, turn.due_at if sent else None)
 
 
 # how a mutant is tested

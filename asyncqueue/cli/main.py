@@ -18,6 +18,7 @@ _VERBS = {
     "queues": "asyncqueue.cli.queues:queues",
     "purge": "asyncqueue.cli.queues:purge",
     "tasks": "asyncqueue.cli.tasks:tasks",
+    "schedules": "asyncqueue.cli.schedules:schedules",
     "dead": "asyncqueue.cli.dead:dead",
     "config": "asyncqueue.cli.config:config",
     "doctor": "asyncqueue.cli.doctor:doctor",

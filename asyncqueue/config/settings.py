@@ -448,6 +448,11 @@ class Settings(Section):
         Field(description="URL of the locks of periodic tasks; empty: the broker's."),
         Key("at reconnect", env=("LOCK",), show="as a URL"),
     ] = ""
+    program: Annotated[
+        str,
+        Field(description="Name in the locks of periodic tasks; for Go on one lock: the base name of its executable."),
+        Key("never"),
+    ] = "asyncqueue"
     multiple_broker_separator: Annotated[
         str,
         Field(description="What joins several broker URLs (AMQP); empty: there is one."),

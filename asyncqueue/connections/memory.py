@@ -17,6 +17,7 @@ from secrets import token_hex
 
 from asyncqueue import rfc3339
 from asyncqueue.brokers.base import Dead, Delivery, Message, QueueDepth
+from asyncqueue.locks.base import LastTurn
 from asyncqueue.state import State, TaskState, may_follow
 from asyncqueue.wire import encode_state
 
@@ -38,6 +39,7 @@ class MemoryStore:
         self.messages = Messages(self.name)
         self.states = States()
         self.locks: dict[str, Locked] = {}
+        self.turns: dict[str, Turns] = {}
         self._arrivals: dict[str, dict[object, Callable[[], None]]] = {}
         self._watchers: dict[object, Callable[[Sequence[str]], None]] = {}
 
@@ -90,6 +92,14 @@ class Locked:
 
     token: str
     until: float
+
+
+@dataclass(slots=True)
+class Turns:
+    """Who claimed which turn of one schedule (by its due time) and did not finish it, and how far it has come."""
+
+    claims: dict[int, Locked] = field(default_factory=dict)
+    last: LastTurn | None = None
 
 
 @dataclass(frozen=True, slots=True)

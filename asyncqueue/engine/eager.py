@@ -26,6 +26,9 @@ class EagerSettlement:
     def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
         return self._inner.submission(states, _due(messages))
 
+    async def offer(self, state: TaskState, message: Message) -> bool:
+        return await self._inner.offer(state, replace(message, not_before=None))
+
 
 class EagerRunner:
     """Fetches and runs, one after the other, until every queue is empty."""

@@ -60,6 +60,47 @@ class WorkerStopped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class OccurrenceSent(Event):
+    """The occurrence of a schedule that was due at ``due_at`` (unix seconds) is on its way."""
+
+    schedule: str
+    due_at: int
+    task_id: str
+
+    def text(self) -> str:
+        return f"schedule {self.schedule} sent {self.task_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class OccurrenceSkipped(Event):
+    """An occurrence was not sent, because the task of the one before it has not ended."""
+
+    schedule: str
+    due_at: int
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return f"schedule {self.schedule} skipped an occurrence: the one before it has not ended"
+
+
+@dataclass(frozen=True, slots=True)
+class OccurrenceFailed(Event):
+    """An occurrence could not be sent."""
+
+    schedule: str
+    due_at: int
+    error: str
+
+    def level(self) -> int:
+        return logging.ERROR
+
+    def text(self) -> str:
+        return f"schedule {self.schedule} could not send an occurrence: {self.error}"
+
+
+@dataclass(frozen=True, slots=True)
 class TaskStarted(Event):
     """A task was called. Only built for detailed listeners."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
@@ -69,6 +69,16 @@ class Publisher:
         except Unavailable as exc:
             raise self._unknown([each for each in outgoing if not each.is_sent], exc) from exc
         return [each.signature for each in outgoing]
+
+    async def offer(self, signature: Signature, token: str) -> bool:
+        """Send a task that has its UUID unless it was sent before, by whomever; whether it was sent now.
+
+        All its senders give the same ``token``. Does not wait for a broker that is away. Raises as ``send`` does, but
+        ``Unavailable`` for ``PublishUnknown``: offering again is safe.
+        """
+        hooked = await self._hooked(signature)
+        outgoing = self._prepared(hooked.with_changes(uuid=signature.uuid))
+        return await self._settlement.offer(outgoing.state, replace(outgoing.message, token=token))
 
     async def close(self) -> None:
         """Wait for what is under way."""

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar, assert_never
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Ack, Broker, Bury, Delivery, JointStore, Message, Nack, Settled
-from asyncqueue.state import TaskState
+from asyncqueue.state import State, TaskState
 
 T = TypeVar("T")
 
@@ -25,6 +25,12 @@ class Settlement(Protocol):
 
     def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
         """The step that sends these."""
+
+    async def offer(self, state: TaskState, message: Message) -> bool:
+        """Send this task unless it was sent before, by whomever; whether it was sent now. ``state`` is its PENDING.
+
+        For senders that all have the same message with the same token. Safe to repeat. Raises ``Unavailable``.
+        """
 
 
 class OrderedSettlement:
@@ -57,6 +63,15 @@ class OrderedSettlement:
             await self._publish(messages)
 
         return submit
+
+    async def offer(self, state: TaskState, message: Message) -> bool:
+        if self._backend is not None:
+            (known,) = await self._backend.get([state.task_uuid])
+            if known is not None and known.state is not State.PENDING:
+                return False
+            await self._backend.put([state])  # unlike begin, it takes back nothing that came in between
+        await self._broker.publish([message])
+        return True
 
     async def _record(self, batch: Sequence[Settled]) -> None:
         if self._backend is None:
@@ -106,6 +121,14 @@ class AtomicSettlement:
 
     def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
         return lambda: self._store.submit(states, messages, self._backend.results_expire_in)
+
+    async def offer(self, state: TaskState, message: Message) -> bool:
+        (known,) = await self._backend.get([state.task_uuid])
+        if known is not None:
+            return False
+        # whoever was faster since that look used the same token, so this changes nothing
+        await self._store.submit([state], [message], self._backend.results_expire_in)
+        return True
 
 
 async def settlement_of(broker: Broker, backend: Backend | None) -> Settlement:

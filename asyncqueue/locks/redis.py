@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import secrets
 import ssl
+from collections.abc import Sequence
 from typing import Any
 
+from asyncqueue.clock import NANOSECONDS
 from asyncqueue.connections.redis import CONNECT_TIMEOUT, REPLY_TIMEOUT, RedisLink, parse_url, read_scripts
+from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 _SCRIPTS = read_scripts("locks/redis.lua")
 
@@ -58,6 +61,42 @@ class RedisLock:
     async def release(self, key: str, token: str) -> bool:
         return bool(await self._link.run(_SCRIPTS["release"], (key,), (token,)))
 
+    async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
+        until = now_ns // _MILLISECOND + _milliseconds(ttl)
+        is_over = turn.next_at is not None and turn.next_at * NANOSECONDS <= now_ns
+        # one without a successor is locked for as long as it is owed
+        value = turn.next_at * NANOSECONDS - 1 if turn.next_at is not None else now_ns + _OWED * _MILLISECOND
+        lasts = max(1, (value + 1 - now_ns) // _MILLISECOND)
+        reply = await self._link.run(
+            _SCRIPTS["claim"],
+            (turn.key, *_companions(turn.key)),
+            (turn.due_at, owner, now_ns, until, _OWED, "" if is_over else value, lasts),
+        )
+        return Claim(reply.decode())
+
+    async def finish(self, turn: Turn, *, sent: bool) -> None:
+        await self._link.run(_SCRIPTS["finish"], _companions(turn.key), (turn.due_at, int(sent)))
+
+    async def owed(self, key: str) -> Sequence[int]:
+        fields = await self._link.call("HKEYS", _companions(key)[0])
+        return sorted(int(field) for field in fields if field != b"lock")
+
+    async def last_turn(self, key: str) -> LastTurn | None:
+        found = await self._link.call("GET", _companions(key)[1])
+        if found is None:
+            return None
+        due_at, _, sent_at = found.partition(b" ")
+        return LastTurn(int(due_at), int(sent_at) if sent_at else None)
+
+
+def _companions(key: str) -> tuple[str, str]:
+    """Who owes which turns, and how far the schedule has come."""
+    return f"{{{key}}}:aq:owner", f"{{{key}}}:aq:sent"
+
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+_MILLISECOND = 1_000_000
+_OWED = _milliseconds(OWED_FOR)

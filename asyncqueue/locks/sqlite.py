@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from secrets import token_hex
 
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, Database
+from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 _ACQUIRE = """
     INSERT INTO lock (name, token, ends_at) VALUES (?, ?, ?)
@@ -14,7 +16,14 @@ _ACQUIRE = """
 """
 _RENEW = "UPDATE lock SET ends_at = ? WHERE name = ? AND token = ? AND ends_at > ?"
 _RELEASE = "DELETE FROM lock WHERE name = ? AND token = ? AND ends_at > ?"
+_TAKE = "INSERT OR REPLACE INTO lock (name, token, ends_at) VALUES (?, ?, ?)"
+_DROP = "DELETE FROM lock WHERE name = ?"
+_LOOK = "SELECT token, ends_at FROM lock WHERE name = ?"
+_OWED = "SELECT name FROM lock WHERE name >= ? AND name < ?"
 _SWEEP = "DELETE FROM lock WHERE ends_at <= ?"
+
+_FOR_EVER = 1e11
+"""Unix seconds at which what is never swept would end."""
 
 
 class SqliteLock:
@@ -57,5 +66,59 @@ class SqliteLock:
             lambda connection: connection.execute(_RELEASE, (key, token, now)).rowcount == 1
         )
 
+    async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
+        now = now_ns / NANOSECONDS
+
+        def claim(connection: Connection) -> Claim:
+            connection.execute(_SWEEP, (now,))
+            claimed = connection.execute(_LOOK, (_owner_name(turn),)).fetchone()
+            last = _last_turn(connection, turn.key)
+            if claimed is None and last is not None and turn.due_at <= last.due_at:
+                return Claim.OVER
+            # the row outlives the owner's time: that is how the turn is owed
+            if claimed is not None and claimed[0] != owner and claimed[1] - OWED_FOR > now:
+                return Claim.TAKEN
+            connection.execute(_TAKE, (_owner_name(turn), owner, now + ttl + OWED_FOR))
+            return Claim.MINE
+
+        return await self._database.write(claim)
+
+    async def finish(self, turn: Turn, *, sent: bool) -> None:
+        def finish(connection: Connection) -> None:
+            connection.execute(_DROP, (_owner_name(turn),))
+            last = LastTurn.after(_last_turn(connection, turn.key), turn, sent=sent)
+            said = f"{last.due_at} {'' if last.sent_at is None else last.sent_at}"
+            connection.execute(_TAKE, (_sent_name(turn.key), said, _FOR_EVER))
+
+        await self._database.write(finish)
+
+    async def owed(self, key: str) -> Sequence[int]:
+        start = f"{key}:aq:owner:"
+
+        def owed(connection: Connection) -> list[int]:
+            found = connection.execute(_OWED, (start, f"{start[:-1]};")).fetchall()
+            return sorted(int(name.removeprefix(start)) for (name,) in found)
+
+        return await self._database.read(owed)
+
+    async def last_turn(self, key: str) -> LastTurn | None:
+        return await self._database.read(lambda connection: _last_turn(connection, key))
+
     def _now(self) -> float:
         return self._clock.now_ns() / NANOSECONDS
+
+
+def _owner_name(turn: Turn) -> str:
+    return f"{turn.key}:aq:owner:{turn.due_at}"
+
+
+def _sent_name(key: str) -> str:
+    return f"{key}:aq:sent"
+
+
+def _last_turn(connection: Connection, key: str) -> LastTurn | None:
+    found = connection.execute(_LOOK, (_sent_name(key),)).fetchone()
+    if found is None:
+        return None
+    due_at, _, sent_at = found[0].partition(" ")
+    return LastTurn(int(due_at), int(sent_at) if sent_at else None)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from asyncqueue.testing.inspector_contract import InspectorContract
     from asyncqueue.testing.joint_contract import JointContract
     from asyncqueue.testing.lock_contract import LockContract
+    from asyncqueue.testing.turn_contract import TurnLockContract
 
 __all__ = [
     "BackendContract",
@@ -31,6 +32,7 @@ __all__ = [
     "JointContract",
     "LockContract",
     "ManualClock",
+    "TurnLockContract",
     "with_faults",
 ]
 
@@ -40,6 +42,7 @@ _SUITES = {
     "InspectorContract": "inspector_contract",
     "JointContract": "joint_contract",
     "LockContract": "lock_contract",
+    "TurnLockContract": "turn_contract",
 }
 _TOOLS = {"Faults": "faults", "ManualClock": "clock", "with_faults": "faults"}
 

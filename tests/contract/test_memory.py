@@ -21,6 +21,7 @@ from asyncqueue.testing import (
     JointContract,
     LockContract,
     ManualClock,
+    TurnLockContract,
 )
 
 
@@ -70,6 +71,10 @@ class TestMemoryBackend(OnMemory, BackendContract):
 
 
 class TestMemoryLock(OnMemory, LockContract):
+    pass
+
+
+class TestMemoryTurnLock(OnMemory, TurnLockContract):
     pass
 
 

@@ -29,6 +29,7 @@ from asyncqueue.testing import (
     InspectorContract,
     JointContract,
     LockContract,
+    TurnLockContract,
 )
 from asyncqueue.testing.suite import Suite
 from asyncqueue.wire import decode_signature, decode_state, encode_signature, encode_state
@@ -95,6 +96,14 @@ class TestRedisJoint(OnRedis, JointContract):
 
 
 class TestRedisLock(OnRedis, LockContract):
+    async def make_lock(self) -> RedisLock:
+        return RedisLock(self.url)
+
+    async def make_unreachable(self) -> RedisLock:
+        return RedisLock(self.nobody())
+
+
+class TestRedisTurnLock(OnRedis, TurnLockContract):
     async def make_lock(self) -> RedisLock:
         return RedisLock(self.url)
 

@@ -28,6 +28,7 @@ from asyncqueue.testing import (
     JointContract,
     LockContract,
     ManualClock,
+    TurnLockContract,
 )
 
 PATIENCE = 30.0
@@ -82,6 +83,14 @@ class TestSqliteJointStore(OnFile, JointContract):
 
 
 class TestSqliteLock(OnFile, LockContract):
+    async def make_lock(self) -> SqliteLock:
+        return SqliteLock(self.path, clock=self.clock)
+
+    async def make_unreachable(self) -> SqliteLock:
+        return SqliteLock(self.locked, busy_timeout=0.05)
+
+
+class TestSqliteTurnLock(OnFile, TurnLockContract):
     async def make_lock(self) -> SqliteLock:
         return SqliteLock(self.path, clock=self.clock)
 

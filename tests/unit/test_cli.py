@@ -526,3 +526,44 @@ def test_a_word_before_the_verbs_loads_no_driver() -> None:
 
 def test_reload_and_burst_do_not_go_together() -> None:
     assert cli("worker", "app:server", "--reload", "--burst").exit_code == 2
+
+
+# — schedules —
+
+SCHEDULES = """
+from asyncqueue import Server
+
+server = Server("redis://localhost:1")
+
+
+@server.task
+async def report(day: str) -> None: ...
+
+
+server.schedule("CRON_TZ=UTC 0 6 1 1 *", "new year", report.s("first"), missed="last")
+server.schedule("@every 1h", "often", report.s("any"), overlap="skip")
+"""
+
+
+def test_schedules_are_listed_with_their_next_times_and_nothing_is_connected(folder: Path) -> None:
+    (folder / "periodic.py").write_text(SCHEDULES)
+    yearly, often = cli_json("schedules", "periodic:server", "--count", "2")
+    assert {**yearly, "next": len(yearly["next"])} == {
+        "name": "new year",
+        "spec": "CRON_TZ=UTC 0 6 1 1 *",
+        "task": "report",
+        "missed": "last",
+        "overlap": "allow",
+        "next": 2,
+    }
+    assert all(each.endswith("-01-01T06:00:00Z") for each in yearly["next"])
+    assert [each[14:] for each in often["next"]] == ["00:00Z", "00:00Z"]
+    lines = cli("schedules", "periodic:server").stdout.splitlines()
+    assert lines[0].split() == ["name", "spec", "task", "next"]
+    assert [len(line.split()) for line in lines[1:]] == [10, 1, 1, 5, 1, 1]
+
+
+def test_a_server_without_schedules_says_so() -> None:
+    result = cli("schedules", "app:server")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "There is no schedule.\n")
+    assert cli_json("schedules", "app:server") == []

@@ -1,0 +1,74 @@
+"""A process that keeps a schedule and logs what it sends: run as ``python -m tests.path.schedulers``.
+
+It does not consume. Where told to, it stops for a moment between claim and send, to be killed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from asyncqueue import Server
+from asyncqueue.engine.periodic import Rota
+
+NAME, SPEC = "often", "@every 1s"
+
+
+def server(url: str) -> Server:
+    """A server with the schedule of these tests."""
+    made = Server(url)
+
+    @made.task
+    async def note() -> None: ...
+
+    made.schedule(SPEC, NAME, note, missed="all")
+    return made
+
+
+class Ledger:
+    """Lines that many processes append, none of which can be taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, what: str, due_at: int) -> None:
+        line = f"{json.dumps([what, os.getpid(), due_at])}\n".encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def lines(self) -> list[tuple[str, int, int]]:
+        return [tuple(json.loads(line)) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+
+class LoggingRota(Rota):
+    """Says what it claimed and what it sent; a slow one takes its time in between."""
+
+    ledger: Ledger
+    pause = 0.0
+
+    async def _send(self, due_at: int) -> bool:
+        self.ledger.write("claimed", due_at)
+        await asyncio.sleep(self.pause)
+        self.ledger.write("sending", due_at)
+        is_sent = await super()._send(due_at)
+        self.ledger.write("sent", due_at)
+        return is_sent
+
+
+async def main(url: str, ledger: str, pause: str) -> None:
+    made = server(url)
+    async with made:
+        rota = LoggingRota(made.schedules()[0], await made._office(f"owner-{os.getpid()}"))
+        rota.ledger, rota.pause = Ledger(Path(ledger)), float(pause)
+        rota.ledger.write("started", 0)
+        await rota.run(asyncio.Event())
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
