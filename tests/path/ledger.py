@@ -37,7 +37,8 @@ class Ledger:
     def lines(self) -> Iterator[Line]:
         """All lines of all processes; each process's own in order."""
         for file in self.folder.iterdir():
-            for line in file.read_text().splitlines():
+            text = file.read_text()
+            for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be being written
                 what, task_id, at = line.split()
                 yield Line(what, task_id, float(at), int(file.name))
 

@@ -43,7 +43,9 @@ class Ledger:
             os.close(descriptor)
 
     def lines(self) -> list[tuple[str, int, int]]:
-        return [tuple(json.loads(line)) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # the last line may be being written
+        return [tuple(json.loads(line)) for line in whole.splitlines()]
 
 
 class LoggingRota(Rota):

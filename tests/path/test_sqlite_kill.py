@@ -114,7 +114,8 @@ class Ledger:
         path.touch()
 
     def lines(self) -> list[str]:
-        return self.path.read_text().splitlines()
+        text = self.path.read_text()
+        return text[: text.rfind("\n") + 1].splitlines()  # the last line may be being written
 
     def read(self, what: str) -> set[str]:
         return {line.removeprefix(f"{what} ") for line in self.lines() if line.startswith(f"{what} ")}
