@@ -15,7 +15,7 @@ from asyncqueue.server import Server
 
 _PAGE = 500
 
-_Change = Callable[[Sequence[str] | None, str], Awaitable[int]]
+_Change = Callable[[Server, Sequence[str] | None, str | None], Awaitable[int]]
 
 
 @click.group()
@@ -78,9 +78,7 @@ def requeue(words: Sequence[str], everything: bool, queue: str | None, as_json: 
     --json: {queue, requeued}.
     """
     target, ids = _chosen(words, address, everything=everything)
-    server = address.server(target)
-    count = asyncio.run(_change(server, server.requeue_dead, ids, queue))
-    _say(server, queue, "requeued", count, ids, as_json=as_json)
+    _move(address.server(target), Server.requeue_dead, "requeued", ids, queue, as_json=as_json)
 
 
 @dead.command()
@@ -95,9 +93,7 @@ def drop(words: Sequence[str], everything: bool, queue: str | None, as_json: boo
     --json: {queue, dropped}.
     """
     target, ids = _chosen(words, address, everything=everything)
-    server = address.server(target)
-    count = asyncio.run(_change(server, server.drop_dead, ids, queue))
-    _say(server, queue, "dropped", count, ids, as_json=as_json)
+    _move(address.server(target), Server.drop_dead, "dropped", ids, queue, as_json=as_json)
 
 
 def _chosen(words: Sequence[str], address: Address, *, everything: bool) -> tuple[str | None, Sequence[str] | None]:
@@ -108,6 +104,14 @@ def _chosen(words: Sequence[str], address: Address, *, everything: bool) -> tupl
     if not everything and not ids:
         raise click.UsageError("Which ones? Give ids (`asyncqueue dead list` shows them) or --all.")
     return target, None if everything else tuple(dict.fromkeys(ids))
+
+
+def _move(
+    server: Server, change: _Change, verb: str, ids: Sequence[str] | None, queue: str | None, *, as_json: bool
+) -> None:
+    """Do it to these entries, or to all of them, and say how many there were."""
+    count = asyncio.run(_change(server, change, ids, queue))
+    _say(server, queue, verb, count, ids, as_json=as_json)
 
 
 def _say(server: Server, queue: str | None, verb: str, count: int, ids: Sequence[str] | None, *, as_json: bool) -> None:
@@ -147,7 +151,7 @@ async def _all(server: Server, queue: str | None) -> AsyncIterator[Dead]:
 
 async def _change(server: Server, change: _Change, ids: Sequence[str] | None, queue: str | None) -> int:
     async with server:
-        return await change(ids, queue or server.settings.default_queue)
+        return await change(server, ids, queue or server.settings.default_queue)
 
 
 def _described(entry: Dead) -> dict[str, object]:

@@ -18,7 +18,6 @@ from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarte
 from asyncqueue.engine.middleware import Middleware, wrapped
 from asyncqueue.engine.naming import name_problem, usable_task_id
 from asyncqueue.engine.outcome import (
-    ATTEMPT_HEADER,
     CHECK_HEADER,
     MAX_ERROR_TEXT,
     Exhausted,
@@ -105,7 +104,7 @@ class Execution:
             self._tell_unknown(signature.name, delivery.queue)
             return Ran(delivery, signature, NotMine())
         headers = signature.headers
-        attempt = attempt_of(signature) if headers and ATTEMPT_HEADER in headers else 1
+        attempt = attempt_of(signature)
         if delivery.attempt > 1 or (headers and CHECK_HEADER in headers):
             state = await self._state_of(signature)
             known = known_end(state, signature, registered.options) if state is not None else None

@@ -134,7 +134,9 @@ class Settler:
         if simpler is not None:
             await self._settle([simpler])
             return
-        self._settled(item.delivery)  # not even the dead letter takes it: the lease ends, and it is shown again
+        # not even the dead letter takes it: it is shown again when its lease ends, which is when this worker ends where
+        # one heartbeat holds all that a worker has
+        self._settled(item.delivery)
 
     def _simpler(self, item: Settled, error: str) -> Settled | None:
         """An end that the store may take where it refused this one: FAILURE that says why; then the dead letter, with
