@@ -7,6 +7,7 @@ models into bytes and back; nothing else knows the JSON.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Generic
 from uuid import uuid4
@@ -101,6 +102,19 @@ class TaskSignature(Signature, Generic[R]):
     """
 
     takes_nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A part of a workflow that is too big for a message and is kept in the backend: what follows one task.
+
+    ``signatures`` are its successors, and what follows them is inside of those, or in a plan of its own. ``ids`` are
+    the UUIDs of all tasks, groups and plans in it, at any depth.
+    """
+
+    plan_id: str
+    signatures: tuple[Signature, ...]
+    ids: tuple[str, ...]
 
 
 def new_task_id() -> str:
