@@ -1,6 +1,6 @@
 """The contract of a backend: what is known of tasks, and waiting for it.
 
-Every sentence of these docstrings has a test in ``asyncqueue.testing.backend_contract``.
+Every sentence of these docstrings has a test in ``asyncqueue.testing.backend_contract`` or ``group_contract``.
 """
 
 from __future__ import annotations
@@ -98,33 +98,36 @@ class Backend(Protocol):
         """Record groups, each only where no entry is."""
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
-        """Groups in the order asked, their members in theirs; None where there is no entry."""
+        """Groups in the order asked, their members in theirs, ``chord_triggered`` where that is so; None where there is
+        no entry."""
 
     async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
-        """Count members whose final state is recorded; how each one's group stands, in the order asked.
+        """Count members whose final state is recorded, which is the caller's word and not looked up; how each one's
+        group stands, in the order asked.
 
-        A set, not a number: the same member twice counts once. A member whose final state others recorded counts as
-        well, although nobody said so here. Whoever finishes last is told COMPLETE, and so is everybody who asks again
+        A set, not a number: the same member twice counts once, who was counted stays counted, and who is no member
+        counts for nothing. A member whose final state others recorded counts as well, although nobody said so here. Whoever finishes last is told COMPLETE, and so is everybody who asks again
         before the group is triggered. The cost does not grow with the size of the group, but for the first call.
         """
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
-        """Append members to a group that is not over; False where it is, or has no entry. Who is a member already is
-        not added again."""
+        """Append members, in the order given, to a group that is not triggered; False where it is, or has no entry. The
+        group waits for them too. Who is a member already, ended or not, is not added again."""
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         """Take what follows a group for ``ttl`` seconds, to send it.
 
-        MINE: it was nobody's, or the caller's already, or its owner's time is over; the group counts as triggered from
-        then on. TAKEN: somebody else has time left. SENT: it was marked as sent, or another program triggered it. Of a
-        group without an entry, an entry is made that has no members.
+        MINE: it was nobody's, or the caller's already (whose time starts anew), or its owner's time is over; the group
+        counts as triggered from then on. TAKEN: somebody else has time left. SENT: it was marked as sent, or is
+        triggered without a claim: by another program, or by a ``GroupEnd``. Of a group without an entry, an entry is
+        made that has no members.
         """
 
     async def mark_group_sent(self, group_id: str) -> None:
         """What follows the group is on its way; nobody can claim it any more. Twice is no harm."""
 
     async def put_plans(self, plans: Sequence[Plan]) -> None:
-        """Record parts of workflows that are too big for a message."""
+        """Record parts of workflows that are too big for a message; the last write wins."""
 
     async def get_plans(self, plan_ids: Sequence[str]) -> Sequence[Plan | None]:
         """Plans in the order asked; None where there is no entry."""
@@ -133,6 +136,7 @@ class Backend(Protocol):
         """Keep entries that belong together as though they were written now.
 
         Each family is UUIDs of tasks, groups and plans; a group stands for its members too, a plan for all that is in
-        it. Nothing is done where the first of a family has more than three quarters of its time left, so that progress
-        can be reported often at little cost. None is kept shorter than it was, and unknown ones are no error.
+        it. Nothing is done where the first of a family has more than three quarters of ``results_expire_in`` left, so
+        that progress can be reported often at little cost. None is kept shorter than it was, and unknown ones are no
+        error, not even as the first.
         """
