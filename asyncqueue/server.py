@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
 
-from asyncqueue import names, urls, wire
+from asyncqueue import names, wire
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
+from asyncqueue.brokers.base import Broker, Dead, Inspector, QueueDepth
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
-from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load, taken_up
+from asyncqueue.config import Reloader, Settings, from_env, from_yaml
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
@@ -37,36 +36,15 @@ from asyncqueue.engine.registry import (
 from asyncqueue.engine.settlement import Settlement, settlement_of
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
 from asyncqueue.locks.base import Lock, TurnLock
-from asyncqueue.redact import redact_url, without_credentials
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
 from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
+from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The open parts of a server in one event loop."""
-
-    broker: Broker
-    backend: Backend | None
-    settlement: Settlement
-    publisher: Publisher
-    eager: EagerRunner | None
-
-
-@dataclass(slots=True)
-class _Home:
-    """What a server has open in one event loop."""
-
-    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    connected: Connected | None = None
-    lock: Lock | None = None
-    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
 class Server:
@@ -95,16 +73,7 @@ class Server:
         self.timetable = Timetable()
         self._publish_hooks: list[PublishHook] = []
         self.patience = Patience(self.events, clock)
-        self.settings = settings or Settings()
-        self.reload_path: Path | None = None
-        self._settings_listeners: list[Callable[[Settings], None]] = []
-        self._override: tuple[Settings, Settings] | None = None
-        self._broker_url = self._backend_url = self._lock_url = ""
-        self._given = url, broker, backend, lock
-        self._choose(*self._given)
-        self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
-        self._pid = os.getpid()
-        self._inherited: list[object] = []
+        self._stores = Stores(Choice(url, broker, backend, lock), settings or Settings(), self._assemble)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -119,7 +88,7 @@ class Server:
         while it runs. Raises ``ConfigError``.
         """
         server = cls.from_settings(from_yaml(path))
-        server.reload_path = Path(path) if reload else None
+        server._stores.reload_path = Path(path) if reload else None
         return server
 
     @classmethod
@@ -314,7 +283,7 @@ class Server:
         for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
             if said not in known:
                 raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
-        if overlap == "skip" and self._own_backend is None and urls.scheme_of(self._backend_url) == urls.NULL:
+        if overlap == "skip" and not self._stores.keeps_results:
             raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
         registered = self.registry.find(signature.name)
         if registered is not None:
@@ -394,15 +363,7 @@ class Server:
 
     async def lock(self) -> Lock | None:
         """The lock of this server, open; None where it has none."""
-        await self.connected()
-        home = self._home()
-        async with home.opening:
-            if home.lock is None and (self._own_lock is not None or self._lock_url):
-                lock = self._own_lock or urls.lock_for(self._lock_url, self.settings)
-                await lock.open()
-                home.closing.push_async_callback(lock.close)
-                home.lock = lock
-        return home.lock
+        return await self._stores.lock()
 
     async def inspector(self) -> Inspector:
         """The broker, as something to look into. Raises ``Refused`` where it cannot be."""
@@ -414,46 +375,35 @@ class Server:
     # — being connected —
 
     @property
+    def settings(self) -> Settings:
+        """The settings as they are now; a reload changes them."""
+        return self._stores.settings
+
+    @property
+    def reload_path(self) -> Path | None:
+        """The file that a worker of this server looks at for new settings."""
+        return self._stores.reload_path
+
+    @property
     def broker_address(self) -> str:
         """Where the broker is, for people; no password."""
-        return self._own_broker.address if self._own_broker is not None else redact_url(self._broker_url)
+        return self._stores.address
 
     def rules(self) -> Rules:
         """What settling and sending depend on, as the settings say now."""
-        return self._rules
+        return self._stores.rules
 
     async def connected(self) -> Connected:
         """The open parts of this server, in this process and event loop; opened on first use.
 
         Raises ``Unavailable`` (naming host and port or file), ``Refused`` or ``ConfigError``.
         """
-        home = self._home()
-        if home.connected is None:
-            async with home.opening:
-                if home.connected is None:
-                    home.connected = await self._connect(home)
-        return home.connected
+        return await self._stores.connected()
 
     async def close(self) -> None:
         """Wait for sends that are under way and let go of the services, in this event loop. A later use opens them
         again."""
-        home = self._home()
-        connected, home.connected, home.lock = home.connected, None, None
-        if connected is not None:
-            await connected.publisher.close()
-            await home.closing.aclose()
-
-    def _home(self) -> _Home:
-        if self._pid != os.getpid():
-            # forked: what is open is the parent's, and would be taken from it if it were closed or collected here
-            self._inherited.append(self._homes)
-            self._homes, self._pid = {}, os.getpid()
-        loop = asyncio.get_running_loop()
-        home = self._homes.get(loop)
-        if home is None:
-            self._homes = {each: kept for each, kept in self._homes.items() if not each.is_closed()}
-            home = self._homes[loop] = _Home()
-        return home
+        await self._stores.close()
 
     def override(self, path: str | os.PathLike[str]) -> None:
         """Lay a YAML file, and the environment above it, over what the code says; before the first use.
@@ -462,132 +412,39 @@ class Server:
         has it. A worker of this server looks at the file every ten seconds and takes up what can be taken up while it
         runs. Raises ``ConfigError``.
         """
-        over = load(path)
-        self._override = self.settings, over
-        self.settings = layered(self.settings, over)
-        self._choose(*self._laid_over(over))
-        self.reload_path = Path(path)
-
-    def _laid_over(self, over: Settings) -> tuple[str | None, str | Broker | None, str | Backend | None, Any]:
-        """What the code chose, but for what ``over`` says."""
-        said = over.model_fields_set
-        url, broker, backend, lock = self._given
-        return (
-            None if "broker" in said else url,
-            over.broker if "broker" in said else broker,
-            over.result_backend if "result_backend" in said else backend,
-            over.lock or lock,
-        )
+        self._stores.override(path)
 
     def reloader(self, path: str | os.PathLike[str]) -> Reloader:
         """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
-        if self._override is None:
-            return Reloader(path, self.settings, self._apply, environ={})  # as from_yaml reads it: the file alone
-        beneath, above = self._override
-
-        async def apply(settings: Settings, changed: frozenset[str]) -> None:
-            self._chosen = self._laid_over(settings)
-            await self._apply(layered(beneath, settings), changed)
-
-        return Reloader(path, above, apply)
+        return self._stores.reloader(path)
 
     def on_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` whenever settings were reloaded."""
-        self._settings_listeners.append(listener)
+        self._stores.on_settings(listener)
 
     def off_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` no more."""
-        self._settings_listeners.remove(listener)
+        self._stores.off_settings(listener)
 
-    async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
-        self.settings = settings = taken_up(self.settings, settings)
-        self._rules = _rules_of(settings)
-        for home in list(self._homes.values()):
-            if home.connected is not None:
-                _retune(home.connected, settings)
-        for listener in self._settings_listeners:
-            listener(settings)
-        self._reconnect()  # last: a certificate that cannot be read holds up nothing else
-
-    def _reconnect(self) -> None:
-        """Connect as the settings say from now on, where they still lead to the stores that we have."""
-        broker, backend, lock = self._urls(*self._chosen)
-        self._broker_url = _to_same_place(self._broker_url, broker)
-        self._backend_url = _to_same_place(self._backend_url, backend)
-        self._lock_url = _to_same_place(self._lock_url, lock)
-        for home in list(self._homes.values()):
-            if home.connected is None:
-                continue
-            if self._own_broker is None:
-                lease = self.settings.worker.lease
-                urls.reconnect(home.connected.broker, self._broker_url, self.settings, lease=lease)
-            if self._own_backend is None:
-                urls.reconnect(home.connected.backend, self._backend_url, self.settings)
-            if self._own_lock is None:
-                urls.reconnect(home.lock, self._lock_url, self.settings)
-
-    def _choose(
-        self, url: str | None, broker: str | Broker | None, backend: str | Backend | None, lock: str | Lock | None
-    ) -> None:
-        """Take these, and the settings, for what the server is. Raises ``ConfigError`` for a URL that cannot work."""
-        self._chosen = url, broker, backend, lock
-        self._rules = _rules_of(self.settings)
-        self._own_broker = broker if not isinstance(broker, str) else None
-        self._own_backend = backend if not isinstance(backend, str) else None
-        self._own_lock = lock if not isinstance(lock, str) else None
-        self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
-        urls.check(self._broker_url, self._backend_url, self._lock_url, self.settings)
-
-    def _urls(self, url: str | None, broker: object, backend: object, lock: object) -> tuple[str, str, str]:
-        """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
-        said = self.settings.model_fields_set
-        broker_url = broker if isinstance(broker, str) else self.settings.broker if url is None else url
-        if isinstance(backend, str):
-            backend_url = backend
-        elif url is None and "result_backend" in said:
-            backend_url = self.settings.result_backend
-        else:
-            backend_url = urls.NULL if self._own_broker is not None else broker_url
-        lock_url = lock if isinstance(lock, str) else (url or self.settings.lock or broker_url)
-        return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
-
-    async def _connect(self, home: _Home) -> Connected:
-        async with AsyncExitStack() as stack:
-            broker, backend = self._stores()
-            await broker.open()
-            stack.push_async_callback(broker.close)
-            if backend is not None:
-                await backend.open()
-                stack.push_async_callback(backend.close)
-            settlement = await settlement_of(broker, backend)
-            eager = None
-            if urls.scheme_of(self._broker_url) == urls.EAGER and self._own_broker is None:
-                settlement = EagerSettlement(settlement)
-                threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
-                eager = self._eager_runner(broker, backend, settlement, threads)
-            publisher = Publisher(
-                self.registry,
-                settlement,
-                clock=self.clock,
-                patience=self.patience,
-                rules=self.rules,
-                timeout=lambda: self.settings.publish_timeout,
-                address=broker.address,
-                max_batch=broker.capabilities.max_batch,
-                hooks=self._publish_hooks,
-            )
-            home.closing = stack.pop_all()
+    async def _assemble(self, broker: Broker, backend: Backend | None, stack: AsyncExitStack) -> Connected:
+        settlement = await settlement_of(broker, backend)
+        eager = None
+        if self._stores.is_eager:
+            settlement = EagerSettlement(settlement)
+            threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
+            eager = self._eager_runner(broker, backend, settlement, threads)
+        publisher = Publisher(
+            self.registry,
+            settlement,
+            clock=self.clock,
+            patience=self.patience,
+            rules=self.rules,
+            timeout=lambda: self.settings.publish_timeout,
+            address=broker.address,
+            max_batch=broker.capabilities.max_batch,
+            hooks=self._publish_hooks,
+        )
         return Connected(broker, backend, settlement, publisher, eager)
-
-    def _stores(self) -> tuple[Broker, Backend | None]:
-        if self._own_broker is None and urls.scheme_of(self._broker_url) == urls.EAGER:
-            return urls.eager_stores(self.settings)
-        broker = self._own_broker or urls.broker_for(self._broker_url, self.settings)
-        if self._own_backend is not None:
-            return broker, self._own_backend
-        if urls.scheme_of(self._backend_url) == urls.NULL:
-            return broker, None
-        return broker, urls.backend_for(self._backend_url, self.settings)
 
     def _eager_runner(
         self, broker: Broker, backend: Backend | None, settlement: Settlement, threads: ThreadPoolExecutor
@@ -614,9 +471,7 @@ class Server:
             return (await self.connected()).backend
 
         def patience(backend: Backend) -> float:
-            connected = self._home().connected
-            is_open = connected is not None and connected.backend is backend
-            return self.settings.publish_timeout if is_open else 0.0
+            return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
 
         registered = self.registry.find(signature.name) if signature is not None else None
         value_of = registered.value_of if registered is not None else untyped_value_of
@@ -654,25 +509,6 @@ def _options(name: str, options: dict[str, Any]) -> TaskOptions:
     if problem:
         raise ConfigError(f"task {name!r}: {problem}")
     return made
-
-
-def _rules_of(settings: Settings) -> Rules:
-    limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
-    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits)
-
-
-def _retune(connected: Connected, settings: Settings) -> None:
-    """Hand the open stores what they take up at once."""
-    if connected.backend is not None:
-        connected.backend.results_expire_in = settings.results_expire_in
-    if isinstance(connected.broker, Polling):
-        connected.broker.normal_poll = settings.redis.normal_tasks_poll_period / 1_000
-        connected.broker.delayed_poll = settings.redis.delayed_tasks_poll_period / 1_000
-
-
-def _to_same_place(old: str, new: str) -> str:
-    """The new URL, if only its credentials are new."""
-    return new if without_credentials(new) == without_credentials(old) else old
 
 
 def _readable(bodies: Iterable[bytes]) -> list[Signature]:

@@ -21,7 +21,7 @@ LAYERS = {
     "drivers": "brokers. backends. locks.",
     "engine": "engine.",
     "config": "config.",
-    "front": "__init__ server task worker result urls",
+    "front": "__init__ server stores task worker result urls",
     "edges": "__main__ cli. dashboard. contrib. testing.",
 }
 MAY_IMPORT = {

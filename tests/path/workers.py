@@ -159,13 +159,13 @@ BACKEND_CALLS = frozenset({"begin", "put", "get"})
 
 def _crashing(server: Server, crash_at: int) -> None:
     """Put a crash into the stores that this server opens."""
-    make = server._stores
+    make = server._stores.make
 
     def stores() -> Any:
         broker, backend = make()
         return _Crashing(broker, crash_at, BROKER_CALLS), _Crashing(backend, crash_at, BACKEND_CALLS)
 
-    server._stores = stores  # type: ignore[method-assign]  # the one seam through which both come
+    server._stores.make = stores  # type: ignore[method-assign]  # the one seam through which both come
 
 
 def main() -> int:
