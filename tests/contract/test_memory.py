@@ -10,7 +10,8 @@ from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Message
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.clock import Clock
-from asyncqueue.connections.memory import SWEEP_AFTER, TOKENS_KEPT, MemoryStore, named
+from asyncqueue.connections.memory import TOKENS_KEPT, MemoryStore, named
+from asyncqueue.connections.memory_entries import SWEEP_AFTER
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.memory import MemoryLock
 from asyncqueue.state import State, TaskState
