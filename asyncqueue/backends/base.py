@@ -106,8 +106,10 @@ class Backend(Protocol):
         group stands, in the order asked.
 
         A set, not a number: the same member twice counts once, who was counted stays counted, and who is no member
-        counts for nothing. A member whose final state others recorded counts as well, although nobody said so here. Whoever finishes last is told COMPLETE, and so is everybody who asks again
-        before the group is triggered. The cost does not grow with the size of the group, but for the first call.
+        counts for nothing. A member whose final state others recorded counts as well, although nobody said so here.
+        Whoever finishes last is told COMPLETE, and so is everybody who asks again before what follows is sent: marked
+        as sent, done by a ``GroupEnd``, or triggered by another program. A claim alone is not enough, since its owner
+        may die. The cost does not grow with the size of the group, but for the first call.
         """
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
@@ -117,8 +119,8 @@ class Backend(Protocol):
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         """Take what follows a group for ``ttl`` seconds, to send it.
 
-        MINE: it was nobody's, or the caller's already (whose time starts anew), or its owner's time is over; the group
-        counts as triggered from then on. TAKEN: somebody else has time left. SENT: it was marked as sent, or is
+        MINE: it was nobody's, or the caller's already (whose time starts anew), or its owner's time is over; other
+        programs see the group as triggered from then on, and no member can be added. TAKEN: somebody else has time left. SENT: it was marked as sent, or is
         triggered without a claim: by another program, or by a ``GroupEnd``. Of a group without an entry, an entry is
         made that has no members.
         """
