@@ -120,9 +120,9 @@ class Backend(Protocol):
         """Take what follows a group for ``ttl`` seconds, to send it.
 
         MINE: it was nobody's, or the caller's already (whose time starts anew), or its owner's time is over; other
-        programs see the group as triggered from then on, and no member can be added. TAKEN: somebody else has time left. SENT: it was marked as sent, or is
-        triggered without a claim: by another program, or by a ``GroupEnd``. Of a group without an entry, an entry is
-        made that has no members.
+        programs see the group as triggered from then on, and no member can be added. TAKEN: somebody else has time
+        left. SENT: it was marked as sent, or is triggered without a claim: by another program, or by a ``GroupEnd``. Of
+        a group without an entry, an entry is made that has no members.
         """
 
     async def mark_group_sent(self, group_id: str) -> None:
