@@ -98,8 +98,8 @@ class Backend(Protocol):
         """Record groups, each only where no entry is."""
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
-        """Groups in the order asked, their members in theirs, ``chord_triggered`` where that is so; None where there is
-        no entry."""
+        """Groups in the order asked, their members in theirs, ``chord_triggered`` where it is claimed or triggered;
+        None where there is no entry."""
 
     async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
         """Count members whose final state is recorded, which is the caller's word and not looked up; how each one's
@@ -113,16 +113,19 @@ class Backend(Protocol):
         """
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
-        """Append members, in the order given, to a group that is not triggered; False where it is, or has no entry. The
-        group waits for them too. Who is a member already, ended or not, is not added again."""
+        """Append members, in the order given, to a group that is not over; False where it is, or has no entry.
+
+        A group is over that is complete, claimed or triggered. It waits for the added ones too; who is a member
+        already, ended or not, is not added again.
+        """
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         """Take what follows a group for ``ttl`` seconds, to send it.
 
         MINE: it was nobody's, or the caller's already (whose time starts anew), or its owner's time is over; other
-        programs see the group as triggered from then on, and no member can be added. TAKEN: somebody else has time
-        left. SENT: it was marked as sent, or is triggered without a claim: by another program, or by a ``GroupEnd``. Of
-        a group without an entry, an entry is made that has no members.
+        programs see the group as triggered from then on. TAKEN: somebody else has time left. SENT: it was marked as
+        sent, or is triggered without a claim: by another program, or by a ``GroupEnd``. Of a group without an entry, an
+        entry is made that has no members.
         """
 
     async def mark_group_sent(self, group_id: str) -> None:

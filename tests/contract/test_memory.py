@@ -18,8 +18,10 @@ from asyncqueue.state import State, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     ManualClock,
     TurnLockContract,
@@ -67,7 +69,15 @@ class TestMemoryJointStore(OnMemory, JointContract):
     pass
 
 
+class TestMemoryJointGroups(OnMemory, JointGroupContract):
+    pass
+
+
 class TestMemoryBackend(OnMemory, BackendContract):
+    pass
+
+
+class TestMemoryGroups(OnMemory, GroupContract):
     pass
 
 

@@ -24,8 +24,10 @@ from asyncqueue.state import State, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     ManualClock,
     TurnLockContract,
@@ -75,6 +77,22 @@ class TestSqliteBackend(OnFile, BackendContract):
 
 
 class TestSqliteJointStore(OnFile, JointContract):
+    async def make_broker(self) -> SqliteBroker:
+        return SqliteBroker(self.path, lease=10.0, clock=self.clock)
+
+    async def make_backend(self) -> SqliteBackend:
+        return SqliteBackend(self.path, clock=self.clock)
+
+
+class TestSqliteGroups(OnFile, GroupContract):
+    async def make_backend(self, results_expire_in: float = 3600.0) -> SqliteBackend:
+        return SqliteBackend(self.path, results_expire_in=results_expire_in, clock=self.clock)
+
+    async def make_unreachable(self) -> SqliteBackend:
+        return SqliteBackend(self.locked, busy_timeout=0.05)
+
+
+class TestSqliteJointGroups(OnFile, JointGroupContract):
     async def make_broker(self) -> SqliteBroker:
         return SqliteBroker(self.path, lease=10.0, clock=self.clock)
 
