@@ -199,7 +199,7 @@ class MemoryBroker:
         self._store.groups.open(item.opens, keep, now)
         self._store.touch(item.alive, keep, now)
         progress = self._store.groups.finish(item.member, now) if item.member else None
-        if progress is Progress.COMPLETE or progress is Progress.LOST:
+        if item.end is None and (progress is Progress.COMPLETE or progress is Progress.LOST):
             return progress
         if item.end and self._store.groups.end(item.end.group_id, keep, now):
             self._record((*item.end.ended, *item.end.pending), keep, now)

@@ -130,6 +130,11 @@ class Group(Expiring):
     owner: str | None = None
     claimed_until: float = 0.0
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether what follows is on its way, or is never to be."""
+        return self.is_triggered and self.owner is None
+
 
 class Groups(Shelf[Group]):
     """Groups. ``has_ended(task_id, now)`` says whether the final state of a task is recorded."""
@@ -160,7 +165,7 @@ class Groups(Shelf[Group]):
         if group is None:
             return Progress.LOST
         group.unfinished.discard(member.task_id)
-        if group.is_triggered:
+        if group.is_sent:
             return Progress.TRIGGERED
         return Progress.WAITING if self._waits(group, now) else Progress.COMPLETE
 
@@ -176,16 +181,16 @@ class Groups(Shelf[Group]):
         return True
 
     def end(self, group_id: str, keep: float, now: float) -> bool:
-        """Trigger it, with what follows on its way; False where it was triggered before."""
+        """Trigger it, with what follows on its way; False where that was done before."""
         group = self._present_or_made(group_id, keep, now)
-        is_first = not group.is_triggered
+        is_first = not group.is_sent
         group.is_triggered, group.owner = True, None
         return is_first
 
     def claim(self, group_id: str, owner: str, ttl: float, keep: float, now: float) -> GroupClaim:
         """Take what follows it for ``ttl`` seconds."""
         group = self._present_or_made(group_id, keep, now)
-        if group.is_triggered and group.owner is None:
+        if group.is_sent:
             return GroupClaim.SENT
         if group.owner not in (None, owner) and group.claimed_until > now:
             return GroupClaim.TAKEN
