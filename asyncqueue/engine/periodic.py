@@ -20,13 +20,13 @@ from uuid import NAMESPACE_OID, uuid5
 from asyncqueue.backends.base import Backend
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.engine.events import Events, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
-from asyncqueue.engine.outcome import CHECK_HEADER
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.errors import AsyncQueueError, ConfigError
 from asyncqueue.locks.base import Claim, Turn, TurnLock
 from asyncqueue.schedule import Schedule
 from asyncqueue.signature import Signature
+from asyncqueue.workflow import CHECK_HEADER
 
 Missed = Literal["skip", "last", "all"]
 """What becomes of occurrences that came due while no process kept the schedule: none, the latest or all are sent."""
