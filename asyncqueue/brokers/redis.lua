@@ -11,13 +11,6 @@
 --
 -- A message that changes hands between two of these does so inside one script.
 
--- why a key cannot be of a type, or nil
-local function unfit(key, wanted)
-  local kind = redis.pcall('TYPE', key)
-  if kind.err then return kind.err end
-  return kind.ok ~= wanted and kind.ok ~= 'none' and 'WRONGTYPE' or nil
-end
-
 local function no_queue(key)
   return unfit(key, 'list')
 end
@@ -45,13 +38,6 @@ local function send(queue, due, later, body, delayed, unique, now)
     redis.call('ZADD', delayed, due, body)
   else
     redis.call('ZADD', later, math.floor(due / 1000000), unique .. ':1:' .. body)
-  end
-end
-
--- in chunks: unpack has a limit
-local function push(command, key, values)
-  for from = 1, #values, 1000 do
-    redis.call(command, key, unpack(values, from, math.min(from + 999, #values)))
   end
 end
 
@@ -90,31 +76,138 @@ end
 --       "g" group                 the items that follow are of this group (1 at first)
 --       "a" number                done
 --       "s" number id head tail   done, and this is its state
---       "x" number verdict a b id head tail mode due pendings (id json due)* messages (queue due later body once)*
+--       "x" number verdict a b id head tail mode due pendings messages
+--       "w" index number ... messages, as for "x"; then the parts of a workflow:
+--           ended groups family, group and UUID of the member, ending group; if that is not "": tombstone ended pendings
+--           messages
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
 --           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
 --           due: of a state, ms: it is kept from then on; of a message, ns; or ""
 --           once: the key that remembers an earlier publish of this message, or ""
--- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
+--           pendings, messages, ended, groups, family: how many, then (id json due)*, (queue due later body once)*,
+--           (id head tail mode due)*, (id json)*, (id)*
+-- Returns, if it claims: {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was
+-- never told. If not: {index, why, ...} of the items that are not at their end.
 -- The group to claim for is the first one.
 
 local delayed, unit, keep, size, unique = KEYS[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local now, groups = clock(), tonumber(ARGV[9])
 local i, last = 10 + groups, #ARGV
 local base, worker, proc = 1, ARGV[10], KEYS[3]
-local back = {}
+local back, open_items = {}, {}
 
--- what would keep an item from being applied as a whole: a key and the reason, or nil
-local function obstacle(pendings, messages)
-  for n = 1, tonumber(ARGV[pendings]) do
-    local id = ARGV[pendings + 3 * n - 2]
-    local old, reason = entry(id)
-    if old == nil then return id, reason end
+-- where it goes on behind a list: its length, then so many words for each of it
+local function after(list, words)
+  return list + 1 + words * ARGV[list]
+end
+
+-- what would keep a list of entries from being written: a key and the reason, or nil
+local function no_entries(list, words)
+  for at = list + 1, after(list, words) - 1, words do
+    local old, reason = entry(ARGV[at])
+    if old == nil then return ARGV[at], reason end
   end
-  for n = 1, tonumber(ARGV[messages]) do
-    local m = messages + 5 * n - 4
-    local key, reason = no_way(ARGV[m], ARGV[m + 1], ARGV[m + 2], delayed)
+end
+
+-- what would keep a list of messages from being sent: a key and the reason, or nil
+local function no_sending(list)
+  for at = list + 1, after(list, 5) - 1, 5 do
+    local key, reason = no_way(ARGV[at], ARGV[at + 1], ARGV[at + 2], delayed)
     if key then return key, reason end
+  end
+end
+
+-- the state that begins at a word, where `old` is
+local function record(at, old)
+  local id, head, mode = ARGV[at], ARGV[at + 1], ARGV[at + 3]
+  local unit_here, keep_here = lasting(unit, keep, ARGV[at + 4])
+  if mode ~= 'o' then
+    put(id, old, head, ARGV[at + 2], mode == 'n', unit_here, keep_here)
+  elseif not old then
+    redis.call('SET', id, head, unit_here, keep_here)
+  end
+end
+
+local function record_each(list)
+  for at = list + 1, after(list, 5) - 1, 5 do record(at, entry(ARGV[at])) end
+end
+
+local function begin_each(list)
+  for at = list + 1, after(list, 3) - 1, 3 do
+    local unit_here, keep_here = lasting(unit, keep, ARGV[at + 2])
+    redis.call('SET', ARGV[at], ARGV[at + 1], unit_here, keep_here, 'NX')
+  end
+end
+
+local function send_each(list)
+  for at = list + 1, after(list, 5) - 1, 5 do
+    if ARGV[at + 4] == '' or redis.call('EXISTS', ARGV[at + 4]) == 0 then
+      send(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], delayed, unique .. '.' .. at, now)
+    end
+  end
+end
+
+-- the parts of a workflow that begin at a word: where each of them is, and where it goes on behind them
+local function workflow_at(ended)
+  local opens = after(ended, 5)
+  local family = after(opens, 2)
+  local member = after(family, 1)
+  local ending = member + 2
+  local found = {ended = ended, opens = opens, family = family, member = member, ending = ending}
+  if ARGV[ending] == '' then return found, ending + 1 end
+  found.then_ended = ending + 2
+  found.then_pending = after(found.then_ended, 5)
+  found.then_sent = after(found.then_pending, 3)
+  return found, after(found.then_sent, 5)
+end
+
+-- what would keep a group from being ended: a key and the reason, or nil
+local function no_ending(flow)
+  local group = ARGV[flow.ending]
+  local stands, reason = standing(group)
+  if not stands then return group, reason end
+  local held = redis.pcall('EXISTS', MUTEX)
+  if type(held) == 'table' then return MUTEX, held.err end
+  local key
+  key, reason = no_entries(flow.then_ended, 5)
+  if not key then key, reason = no_entries(flow.then_pending, 3) end
+  if not key then key, reason = no_sending(flow.then_sent) end
+  return key, reason
+end
+
+-- what would keep a workflow from going on: a key and the reason, or nil
+local function no_workflow(flow)
+  local key, reason = no_entries(flow.ended, 5)
+  if not key then key, reason = no_entries(flow.opens, 2) end
+  if not key and ARGV[flow.member] ~= '' then key, reason = no_counting(ARGV[flow.member]) end
+  if not key and ARGV[flow.ending] ~= '' then key, reason = no_ending(flow) end
+  return key, reason
+end
+
+-- Lets a workflow go on; why the item is not at its end, or nil.
+local function go_on(flow)
+  record_each(flow.ended)
+  for at = flow.opens + 1, flow.family - 1, 2 do open(ARGV[at], ARGV[at + 1], unit, keep) end
+  if ARGV[flow.family] ~= '0' then
+    local family = {}
+    for at = flow.family + 1, flow.member - 1 do family[#family + 1] = ARGV[at] end
+    touch(family, milliseconds(unit, keep))
+  end
+  local group, ending = ARGV[flow.member], ARGV[flow.ending]
+  if group ~= '' then
+    local progress = finish(group, ARGV[flow.member + 1])
+    if ending == '' and (progress == 'complete' or progress == 'lost') then return progress end
+  end
+  local stands = ending ~= '' and standing(ending)
+  if stands and stands ~= 'triggered' then
+    if stands ~= 'claimed' then
+      if redis.call('EXISTS', MUTEX) == 1 then return 'busy' end
+      trigger(ending, ARGV[flow.ending + 1], unit, keep)
+    end
+    drop_companions(ending)
+    record_each(flow.then_ended)
+    begin_each(flow.then_pending)
+    send_each(flow.then_sent)
   end
 end
 
@@ -122,51 +215,47 @@ local function bury_unsettled(key, reason, value)
   bury(KEYS[base + 6], size, 'wrong_key', 'cannot be settled: the key ' .. key .. ': ' .. reason, worker, value)
 end
 
-local function apply(at)
+-- index: of an item of a workflow
+local function apply(at, index)
   local number, verdict, a, b = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-  local id, head, tail, mode = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local pendings = at + 10
-  local messages = pendings + 1 + 3 * ARGV[pendings]
+  local id, has_state, pendings = ARGV[at + 5], ARGV[at + 8] ~= '', at + 10
+  local messages = after(pendings, 3)
+  local flow, behind = nil, after(messages, 5)
+  if index then flow, behind = workflow_at(behind) end
   local value = redis.call('HGET', proc, number)
-  if value then
-    local wrong, old, reason = nil, false, nil
-    if mode ~= '' then
-      old, reason = entry(id)
-      if old == nil then wrong = id end
-    end
-    if not wrong then wrong, reason = obstacle(pendings, messages) end
-    if wrong then
-      bury_unsettled(wrong, reason, value)
-    else
-      local unit_here, keep_here = lasting(unit, keep, ARGV[at + 9])
-      if mode == 'o' then
-        if not old then redis.call('SET', id, head, unit_here, keep_here) end
-      elseif mode ~= '' then
-        put(id, old, head, tail, mode == 'n', unit_here, keep_here)
-      end
-      for n = 1, tonumber(ARGV[pendings]) do
-        local p = pendings + 3 * n - 2
-        unit_here, keep_here = lasting(unit, keep, ARGV[p + 2])
-        redis.call('SET', ARGV[p], ARGV[p + 1], unit_here, keep_here, 'NX')
-      end
-      for n = 1, tonumber(ARGV[messages]) do
-        local m = messages + 5 * n - 4
-        if ARGV[m + 4] == '' or redis.call('EXISTS', ARGV[m + 4]) == 0 then
-          send(ARGV[m], ARGV[m + 1], ARGV[m + 2], ARGV[m + 3], delayed, unique .. '.' .. m, now)
-        end
-      end
-      if verdict == 'b' then
-        bury(KEYS[base + 6], size, a, b, worker, value)
-      elseif verdict == 'n' and tonumber(a) > 0 then
-        redis.call('ZADD', KEYS[base + 5], now + a, worker .. '.' .. number .. ':' .. value)
-      elseif verdict == 'n' then
-        back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
-      end
-    end
-    -- last: what goes wrong before does not cost the message
-    redis.call('HDEL', proc, number)
+  if not value then return behind end
+  local wrong, old, reason = nil, false, nil
+  if has_state then
+    old, reason = entry(id)
+    if old == nil then wrong = id end
   end
-  return messages + 1 + 5 * ARGV[messages]
+  if not wrong then wrong, reason = no_entries(pendings, 3) end
+  if not wrong then wrong, reason = no_sending(messages) end
+  if not wrong and flow then wrong, reason = no_workflow(flow) end
+  if wrong then
+    bury_unsettled(wrong, reason, value)
+    redis.call('HDEL', proc, number)
+    return behind
+  end
+  if has_state then record(at + 5, old) end
+  begin_each(pendings)
+  local why = flow and go_on(flow)
+  if why then
+    open_items[#open_items + 1] = tonumber(index)
+    open_items[#open_items + 1] = why
+    return behind
+  end
+  send_each(messages)
+  if verdict == 'b' then
+    bury(KEYS[base + 6], size, a, b, worker, value)
+  elseif verdict == 'n' and tonumber(a) > 0 then
+    redis.call('ZADD', KEYS[base + 5], now + a, worker .. '.' .. number .. ':' .. value)
+  elseif verdict == 'n' then
+    back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
+  end
+  -- last: what goes wrong before does not cost the message
+  redis.call('HDEL', proc, number)
+  return behind
 end
 
 redis.call('ZREM', KEYS[4], '')
@@ -193,6 +282,8 @@ while i <= last do
     base = 1 + 7 * (group - 1)
     worker, proc = ARGV[9 + group], KEYS[base + 2]
     i = i + 2
+  elseif op == 'w' then
+    i = apply(i + 1, ARGV[i + 1])
   else
     i = apply(i)
   end
@@ -249,7 +340,7 @@ local function untold()
   return found
 end
 
-local answer = {0, {}}
+local answer = open_items
 if want >= 0 then
   local score = redis.call('ZSCORE', workers, mine)
   local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
@@ -321,18 +412,29 @@ if remember > 0 then redis.call('SET', KEYS[2], (before or '') .. tokens, 'PX', 
 return 1
 
 --@ submit
--- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, (queue due later state body)*
+-- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, number of groups, (id json)*, number
+-- of plans, (id body)*, (queue due later state body)*
 -- due: of a state, ms: it is kept from then on; of a message, ns; or ""
 -- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
 -- submitted by an earlier try of this call.
 local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
-local first = 5 + 3 * count
+local groups = 5 + 3 * count
+local plans = groups + 1 + 2 * ARGV[groups]
+local first = plans + 1 + 2 * ARGV[plans]
 local is_new = {[0] = true}
 for n = 1, count do
   local id, json = ARGV[2 + 3 * n], ARGV[3 + 3 * n]
   local old, reason = entry(id)
   if old == nil then return refusal(id, reason) end
   is_new[n] = not (old and created_at(old) == created_at(json))
+end
+for at = groups + 1, plans - 1, 2 do
+  local stands, reason = standing(ARGV[at])
+  if not stands then return refusal(ARGV[at], reason) end
+end
+for at = plans + 1, first - 1, 2 do
+  local old, reason = entry(ARGV[at])
+  if old == nil then return refusal(ARGV[at], reason) end
 end
 local checked = {}
 for i = first, #ARGV, 5 do
@@ -346,6 +448,8 @@ end
 for n = 1, count do
   if is_new[n] then redis.call('SET', ARGV[2 + 3 * n], ARGV[3 + 3 * n], lasting(unit, keep, ARGV[4 + 3 * n])) end
 end
+for at = groups + 1, plans - 1, 2 do open(ARGV[at], ARGV[at + 1], unit, keep) end
+for at = plans + 1, first - 1, 2 do redis.call('SET', ARGV[at], ARGV[at + 1], unit, keep) end
 local queue, run = nil, {}
 for i = first, #ARGV, 5 do
   if is_new[tonumber(ARGV[i + 3])] then

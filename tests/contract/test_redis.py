@@ -26,8 +26,10 @@ from asyncqueue.state import State, TaskResult, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     TurnLockContract,
 )
@@ -87,7 +89,23 @@ class TestRedisBackend(OnRedis, BackendContract):
         return RedisBackend(self.nobody())
 
 
+class TestRedisGroups(OnRedis, GroupContract):
+    async def make_backend(self, results_expire_in: float = KEPT) -> RedisBackend:
+        return RedisBackend(self.url, results_expire_in=results_expire_in)
+
+    async def make_unreachable(self) -> RedisBackend:
+        return RedisBackend(self.nobody())
+
+
 class TestRedisJoint(OnRedis, JointContract):
+    async def make_broker(self) -> RedisBroker:
+        return RedisBroker(self.url, lease=LEASE, delayed_poll=0.1)
+
+    async def make_backend(self) -> RedisBackend:
+        return RedisBackend(self.url)
+
+
+class TestRedisJointGroups(OnRedis, JointGroupContract):
     async def make_broker(self) -> RedisBroker:
         return RedisBroker(self.url, lease=LEASE, delayed_poll=0.1)
 
@@ -764,32 +782,7 @@ async def test_the_dead_letter_is_capped(redis_url: str, redis: Redis) -> None:
         assert 100 <= (await broker.depth("q")).dead <= 300
 
 
-# ------------------------------------------------------------------------------------------ step, leases
-
-
-async def test_a_step_settles_and_fetches_in_one_call(redis_url: str, redis: Redis) -> None:
-    async with opened(RedisBroker(redis_url)) as broker:
-        await broker.submit([pending(name) for name in "ab"], [message(name) for name in "ab"], KEPT)
-        (first,) = await broker.step([], KEPT, "q", 1)
-        before = (await redis.info("stats"))["total_commands_processed"]
-        (second,) = await broker.step([Settled(first, Ack(), success("a"))], KEPT, "q", 10)
-        stats = await redis.info("commandstats")
-        assert stats["cmdstat_evalsha"]["calls"] >= 2
-        assert before > 0
-        assert decode_state(raw(await redis.get("task_a"))).is_success
-        assert list(await broker.extend([first, second])) == [first]
-
-
-async def test_a_step_beside_a_waiting_fetch_settles_and_takes_nothing(redis_url: str) -> None:
-    async with opened(RedisBroker(redis_url), RedisBroker(redis_url)) as (broker, other):
-        await broker.publish([message("a")])
-        (first,) = await broker.fetch("q", 1, 0)
-        waiting = asyncio.create_task(broker.fetch("q", 1, 20))
-        await asyncio.sleep(0)
-        assert list(await broker.step([Settled(first, Ack())], KEPT, "q", 10)) == []
-        assert list(await broker.extend([first])) == [first]
-        await other.publish([message("b")])
-        assert [decode_signature(one.body).name for one in await waiting] == ["b"]
+# --------------------------------------------------------------------------------------- settling, leases
 
 
 async def test_one_batch_settles_deliveries_of_many_queues_and_workers(redis_url: str) -> None:

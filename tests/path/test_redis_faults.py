@@ -229,23 +229,6 @@ async def test_a_lost_settle_can_be_repeated(proxy: FaultProxy, redis_url: str) 
         assert names(await broker.fetch("q", 10, 0)) == ["callback"]
 
 
-async def test_after_a_lost_step_nothing_is_settled_twice_and_nothing_taken_is_lost(
-    proxy: FaultProxy, redis_url: str
-) -> None:
-    async with opened(RedisBroker(through(proxy, redis_url)), RedisBackend(redis_url)) as (broker, backend):
-        await broker.publish([message(name) for name in "abc"])
-        (a,) = await broker.fetch("q", 1, 0)
-        batch = [Settled(a, Ack(), state("a", State.SUCCESS), publish=(message("callback"),))]
-        proxy.lose_reply("step")
-        with pytest.raises(Unavailable):
-            await broker.step(batch, KEPT, "q", 1)
-        (b,) = await broker.step(batch, KEPT, "q", 1)
-        rest = await broker.step([Settled(b, Ack(), state("b", State.SUCCESS))], KEPT, "q", 10)
-        assert names([b, *rest]) == ["b", "c", "callback"]
-        found = await backend.get(["task_a", "task_b"])
-        assert [one and one.state for one in found] == [State.SUCCESS, State.SUCCESS]
-
-
 async def test_a_lost_tend_can_be_repeated(proxy: FaultProxy, redis_url: str) -> None:
     dead, other = RedisBroker(redis_url, lease=LEASE), RedisBroker(through(proxy, redis_url), lease=LEASE)
     async with opened(dead, other):
