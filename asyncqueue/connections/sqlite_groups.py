@@ -23,7 +23,7 @@ Found = tuple[str, int, str, bytes]
 
 _HAS_ENDED = f"""EXISTS (
     SELECT 1 FROM task_state
-    WHERE task_state.task_uuid = group_unfinished.task_uuid AND state IN ({FINAL}) AND task_state.expires_at > ?1
+    WHERE task_state.task_uuid = group_member.task_uuid AND state IN ({FINAL}) AND task_state.expires_at > ?1
 )"""
 
 _PRESENT = """
@@ -32,19 +32,15 @@ _PRESENT = """
 """
 _DROP_EXPIRED = "DELETE FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(?)) AND expires_at <= ?"
 _LAST = "SELECT coalesce(max(id), 0) FROM task_group"
-_OPEN = "INSERT INTO task_group (id, group_uuid, size, is_triggered, expires_at, document) VALUES {}"
+_OPEN = "INSERT INTO task_group (id, group_uuid, is_triggered, expires_at, document) VALUES {}"
 _ADD_MEMBERS = """
-    INSERT INTO group_member (group_id, task_uuid, position)
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?)
-"""
-_ADD_UNFINISHED = """
-    INSERT INTO group_unfinished (group_id, task_uuid)
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)
+    INSERT INTO group_member (group_id, task_uuid)
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?) ORDER BY key
 """
 _GET = """
     SELECT group_uuid, is_triggered, (
         SELECT json_group_array(task_uuid) FROM (
-            SELECT task_uuid FROM group_member WHERE group_id = task_group.id ORDER BY position
+            SELECT task_uuid FROM group_member WHERE group_id = task_group.id ORDER BY id
         )
     ), document
     FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ?
@@ -52,40 +48,42 @@ _GET = """
 _UNFINISHED = f"""
     SELECT json_group_array(member.key) FROM json_each(?2) AS member
     CROSS JOIN task_group ON group_uuid = json_extract(member.value, '$[0]')
-    CROSS JOIN group_unfinished
-        ON group_id = task_group.id AND group_unfinished.task_uuid = json_extract(member.value, '$[1]')
-    WHERE task_group.expires_at > ?1 AND NOT {_HAS_ENDED}
+    CROSS JOIN group_member
+        ON group_id = task_group.id AND group_member.task_uuid = json_extract(member.value, '$[1]')
+    WHERE task_group.expires_at > ?1 AND is_unfinished AND NOT {_HAS_ENDED}
 """
 _COUNT = """
-    DELETE FROM group_unfinished WHERE (group_id, task_uuid) IN (
-        SELECT task_group.id, json_extract(member.value, '$[1]')
-        FROM json_each(?) AS member CROSS JOIN task_group ON group_uuid = json_extract(member.value, '$[0]')
+    UPDATE group_member SET is_unfinished = 0 WHERE id IN (
+        SELECT group_member.id FROM json_each(?) AS member
+        CROSS JOIN task_group ON group_uuid = json_extract(member.value, '$[0]')
+        CROSS JOIN group_member ON group_id = task_group.id AND task_uuid = json_extract(member.value, '$[1]')
+        WHERE is_unfinished
     )
 """
-# Of each group, the first that is not known to have ended, and the first that really has not.
+# Of each group, the first member that is not known to have ended, and the first that really has not.
 _PROBE = f"""
     SELECT json_group_array(json_array(
-        task_group.id, group_uuid, size, is_triggered, is_triggered AND owner IS NULL,
-        (SELECT min(task_uuid) FROM group_unfinished WHERE group_id = task_group.id),
+        task_group.id, group_uuid, is_triggered, is_triggered AND owner IS NULL,
+        (SELECT min(id) FROM group_member WHERE group_id = task_group.id AND is_unfinished),
         (
-            SELECT task_uuid FROM group_unfinished
-            WHERE group_id = task_group.id AND NOT {_HAS_ENDED} ORDER BY task_uuid LIMIT 1
+            SELECT id FROM group_member WHERE group_id = task_group.id AND is_unfinished AND NOT {_HAS_ENDED}
+            ORDER BY id LIMIT 1
         )
     )) FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(?2)) AND expires_at > ?1
 """
-# A blob is greater than any text: of a group without such a member, all are deleted.
-_SHRINK = """
-    DELETE FROM group_unfinished WHERE (group_id, task_uuid) IN (
-        SELECT group_id, task_uuid FROM json_each(?) AS probed
-        CROSS JOIN group_unfinished ON group_id = json_extract(probed.value, '$[0]')
-            AND task_uuid < coalesce(json_extract(probed.value, '$[1]'), x'')
+_PASS = f"""
+    UPDATE group_member SET is_unfinished = 0 WHERE id IN (
+        SELECT group_member.id FROM json_each(?) AS probed CROSS JOIN group_member
+            ON group_id = json_extract(probed.value, '$[0]')
+            AND group_member.id < coalesce(json_extract(probed.value, '$[1]'), {2**63 - 1})
+        WHERE is_unfinished
     )
 """
 _NOT_MEMBERS = """
     SELECT json_group_array(value) FROM json_each(?) AS added
     WHERE NOT EXISTS (SELECT 1 FROM group_member WHERE group_id = ? AND task_uuid = added.value)
 """
-_GROW = "UPDATE task_group SET size = size + ?, expires_at = max(expires_at, ?) WHERE id = ?"
+_KEEP = "UPDATE task_group SET expires_at = max(expires_at, ?) WHERE id = ?"
 _END = """
     UPDATE task_group SET is_triggered = 1, owner = NULL, claimed_until = NULL, expires_at = max(expires_at, ?)
     WHERE group_uuid IN (SELECT value FROM json_each(?))
@@ -112,8 +110,7 @@ class Standing:
     """How a group stands: ``waits`` while a member has not ended, ``is_sent`` where what follows is on its way or is
     never to be."""
 
-    place: int
-    size: int
+    number: int
     is_triggered: bool
     is_sent: bool
     waits: bool
@@ -177,11 +174,12 @@ def open_groups(connection: Connection, openings: Sequence[Opening], keep: float
     connection.execute(_DROP_EXPIRED, (as_table(opening.group_id for opening in new), now))
     (last,) = connection.execute(_LAST).fetchone()
     rows = [
-        (place, one.group_id, len(one.task_ids), int(one.is_triggered), now + keep, one.document)
-        for place, one in enumerate(new, last + 1)
+        (number, one.group_id, int(one.is_triggered), now + keep, one.document)
+        for number, one in enumerate(new, last + 1)
     ]
     insert(connection, _OPEN, rows)
-    _add(connection, [(place, 0, one.task_ids) for place, one in enumerate(new, last + 1)])
+    members = ((number, task_id) for number, one in enumerate(new, last + 1) for task_id in one.task_ids)
+    connection.execute(_ADD_MEMBERS, (as_table(members),))
     sweep_behind(connection, "task_group", len(new), now)
 
 
@@ -222,12 +220,12 @@ def standings(connection: Connection, group_ids: Iterable[str], now: float) -> d
         return {}
     (probed,) = connection.execute(_PROBE, (now, asked)).fetchone()
     found = from_json(probed)
-    passed = [(place, waited_for) for place, *_, first, waited_for in found if first != waited_for]
+    passed = [(number, waited_for) for number, *_, first, waited_for in found if first != waited_for]
     if passed:
-        connection.execute(_SHRINK, (as_table(passed),))
+        connection.execute(_PASS, (as_table(passed),))
     return {
-        group_id: Standing(place, size, bool(is_triggered), bool(is_sent), waited_for is not None)
-        for place, group_id, size, is_triggered, is_sent, _, waited_for in found
+        group_id: Standing(number, bool(is_triggered), bool(is_sent), waited_for is not None)
+        for number, group_id, is_triggered, is_sent, _, waited_for in found
     }
 
 
@@ -245,10 +243,9 @@ def add(connection: Connection, group_id: str, task_ids: Sequence[str], keep: fl
     if standing is None or standing.is_triggered or not standing.waits:
         return False
     wanted = as_table(dict.fromkeys(task_ids))
-    (added,) = connection.execute(_NOT_MEMBERS, (wanted, standing.place)).fetchone()
-    new = from_json(added)
-    _add(connection, [(standing.place, standing.size, new)])
-    connection.execute(_GROW, (len(new), now + keep, standing.place))
+    (added,) = connection.execute(_NOT_MEMBERS, (wanted, standing.number)).fetchone()
+    connection.execute(_ADD_MEMBERS, (as_table((standing.number, task_id) for task_id in from_json(added)),))
+    connection.execute(_KEEP, (now + keep, standing.number))
     return True
 
 
@@ -274,17 +271,6 @@ def claim(connection: Connection, group_id: str, owner: str, ttl: float, keep: f
 def _make(connection: Connection, group_ids: Iterable[str], keep: float, now: float) -> None:
     empty = to_openings(GroupMeta(group_uuid=group_id, task_uuids=()) for group_id in group_ids)
     open_groups(connection, empty, keep, now)
-
-
-def _add(connection: Connection, additions: Sequence[tuple[int, int, Sequence[str]]]) -> None:
-    """Append members: of each group its number, its size so far, and who is new."""
-    table = as_table(
-        (place, task_id, position)
-        for place, size, task_ids in additions
-        for position, task_id in enumerate(task_ids, size)
-    )
-    connection.execute(_ADD_MEMBERS, (table,))
-    connection.execute(_ADD_UNFINISHED, (table,))
 
 
 def _pairs(members: Iterable[Member]) -> str:
