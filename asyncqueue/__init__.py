@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Uint32,
         Uint64,
     )
+    from asyncqueue.builders import TaskSignature
     from asyncqueue.config import Settings
     from asyncqueue.engine.context import TaskContext, current_task
     from asyncqueue.errors import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     )
     from asyncqueue.result import AsyncResult
     from asyncqueue.server import Server
-    from asyncqueue.signature import Arg, Signature, TaskSignature
+    from asyncqueue.signature import Arg, Signature
     from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
     from asyncqueue.task import Task
     from asyncqueue.worker import Worker
@@ -91,7 +92,7 @@ _HOMES = {
     "Server": "asyncqueue.server",
     "Arg": "asyncqueue.signature",
     "Signature": "asyncqueue.signature",
-    "TaskSignature": "asyncqueue.signature",
+    "TaskSignature": "asyncqueue.builders",
     "GroupMeta": "asyncqueue.state",
     "State": "asyncqueue.state",
     "TaskResult": "asyncqueue.state",

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Generic
+from typing import Annotated, Any
 from uuid import uuid4
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
-from typing_extensions import TypeVar
 
 from asyncqueue import rfc3339
 from asyncqueue.clock import to_nanoseconds
 from asyncqueue.models import changed
-
-R = TypeVar("R", default=Any)
 
 MAX_PRIORITY = 255
 
@@ -94,14 +91,15 @@ class Signature(BaseModel):
         return changed(self, changes)
 
 
-class TaskSignature(Signature, Generic[R]):
-    """A signature of a task whose result type is known: what ``Task.s()`` makes.
+class Call(Signature):
+    """A signature that was made here, with what is never written.
 
-    ``takes_nothing`` is never written: as a successor it is to be given none of the results before it. On the wire that
-    is the predecessor's ``Immutable``, set where the two are brought together.
+    ``takes_nothing``: as a successor it is to be given none of the results before it. On the wire that is the
+    predecessor's ``Immutable``, set where the two are brought together. ``sender`` is the server of its task.
     """
 
     takes_nothing: bool = False
+    sender: Any = Field(default=None, exclude=True, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

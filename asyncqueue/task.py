@@ -23,19 +23,21 @@ from typing import (
 )
 
 from asyncqueue import rfc3339
+from asyncqueue.builders import Chain, Link, TaskSignature, chain
 from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
 from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
 from asyncqueue.errors import ArgumentError
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import Backoff, fibonacci
-from asyncqueue.signature import MAX_PRIORITY, Arg, Signature, TaskSignature
+from asyncqueue.signature import MAX_PRIORITY, Arg, Call, Signature
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
 
 P = ParamSpec("P")
 R = TypeVar("R")
+B = TypeVar("B")
 
 
 class SendOptions(TypedDict, total=False):
@@ -82,13 +84,16 @@ class Task(Generic[P, R]):
         """A signature of the task, to send later or to build with. Arguments may be missing at the end: a predecessor
         adds its results. Raises ``ArgumentError`` for arguments that can never fit."""
         wire_args, by_name = self.registered.arguments(args, kwargs)
-        return cast(
-            "TaskSignature[R]", make_signature(self.registered, wire_args, by_name, self.options, self.server.clock)
-        )
+        signature = make_signature(self.registered, wire_args, by_name, self.options, self.server.clock)
+        return cast("TaskSignature[R]", signature.with_changes(sender=self.server))
 
     def si(self, *args: Any, **kwargs: Any) -> TaskSignature[R]:
         """A signature that takes nothing from the task before it, as an ``on_success`` of another one."""
         return cast("TaskSignature[R]", self.s(*args, **kwargs).with_changes(takes_nothing=True))
+
+    def __or__(self, after: Link[B, R]) -> Chain[B]:
+        """A chain: the other after this one."""
+        return chain(self, after)
 
     def with_(self, **options: Unpack[SendOptions]) -> Self:
         """The same task with other options for its sends. Raises ``ArgumentError`` for one that there is not, or that
@@ -239,7 +244,7 @@ def eta_of(options: SendOptions, clock: Clock) -> int | None:
 def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> bool:
     """Whether the successors take nothing. Raises ``ArgumentError`` where some do and some do not: Machinery's
     ``Immutable`` stands on the task before them, and speaks for them all."""
-    kinds = {isinstance(each, TaskSignature) and each.takes_nothing for each in successors or ()}
+    kinds = {isinstance(each, Call) and each.takes_nothing for each in successors or ()}
     if len(kinds) > 1:
         raise ArgumentError(
             f"task {name}: on_success mixes signatures that take its results (s) with ones that do not (si)"
