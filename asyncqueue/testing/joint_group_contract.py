@@ -81,7 +81,7 @@ class JointGroupContract(JointSuite):
         opened = group("group_a", first.id, second.id)
 
         async def submit() -> None:
-            states = [pending(first), pending(second)]
+            states = [pending(first), pending(second), state("task_callback")]
             await self.joint.submit(states, [first, second], KEEP, groups=[opened], plans=[plan("plan_a")])
 
         await submit()
@@ -91,11 +91,13 @@ class JointGroupContract(JointSuite):
         await submit()
         assert (await self._group()).task_uuids == (first.id, second.id, "task_c")
         await self._end(second.id, "task_c")
-        await self.backend.forget([first.id])  # only the count knows that it has ended
+        await self.backend.begin([pending(first)])  # only the count knows that it has ended
         assert await self._finish("group_a", second.id) is Progress.COMPLETE
         await self.backend.mark_group_sent("group_a")
+        await self._end("task_callback")
         await submit()
         assert await self._finish("group_a", second.id) is Progress.TRIGGERED
+        assert await self.state("task_callback") is State.SUCCESS
         assert list(await self.backend.get_plans(["plan_a"])) == [plan("plan_a")]
         assert names(await self.fetch_until(2)) == ["a", "b"]
         assert await self.fetch_now() == []
