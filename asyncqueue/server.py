@@ -15,13 +15,14 @@ from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
 from asyncqueue import names, wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Dead, Inspector, QueueDepth
+from asyncqueue.builders import TaskSignature
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
 from asyncqueue.config import Reloader, Settings, from_env, from_yaml
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.messages import Rules, callback_ids, pending
 from asyncqueue.engine.middleware import Middleware, PublishHook
-from asyncqueue.engine.outcome import Rules, callback_ids, pending
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
 from asyncqueue.engine.publisher import Publisher
@@ -36,10 +37,11 @@ from asyncqueue.engine.registry import (
 from asyncqueue.engine.settlement import Settlement, settlement_of
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
 from asyncqueue.locks.base import Lock, TurnLock
-from asyncqueue.result import AsyncResult
+from asyncqueue.result import AsyncResult, Results
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
-from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
+from asyncqueue.signature import MAX_PRIORITY, Signature
+from asyncqueue.state import TaskResult
 from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
 
@@ -74,6 +76,7 @@ class Server:
         self._publish_hooks: list[PublishHook] = []
         self.patience = Patience(self.events, clock)
         self._stores = Stores(Choice(url, broker, backend, lock), settings or Settings(), self._assemble)
+        self._results = Results(self._backend, self._value_of, patience=self._patience)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -202,11 +205,11 @@ class Server:
         sent = await connected.publisher.send(list(signatures))
         if connected.eager is not None:
             await connected.eager.run()
-        return [self._result(signature.uuid, signature) for signature in sent]
+        return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent elsewhere or before, by its UUID."""
-        return self._result(task_id, None)
+        return AsyncResult(task_id, self._results)
 
     # — periodic tasks —
 
@@ -464,18 +467,17 @@ class Server:
             threads=threads,
             middlewares=self.middlewares,
         )
-        return EagerRunner(broker, execution, settlement, clock=self.clock, rules=rules)
+        return EagerRunner(broker, execution, settlement, backend, clock=self.clock, rules=rules)
 
-    def _result(self, task_id: str, signature: Signature | None) -> AsyncResult[Any]:
-        async def backend() -> Backend | None:
-            return (await self.connected()).backend
+    async def _backend(self) -> Backend | None:
+        return (await self.connected()).backend
 
-        def patience(backend: Backend) -> float:
-            return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
+    def _patience(self, backend: Backend) -> float:
+        return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
 
-        registered = self.registry.find(signature.name) if signature is not None else None
-        value_of = registered.value_of if registered is not None else untyped_value_of
-        return AsyncResult(task_id, backend, value_of, patience=patience, signature=signature)
+    def _value_of(self, name: str, results: Sequence[TaskResult]) -> Any:
+        registered = self.registry.find(name)
+        return registered.value_of(results) if registered is not None else untyped_value_of(results)
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:

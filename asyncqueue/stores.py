@@ -15,7 +15,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Polling
 from asyncqueue.config import Reloader, Settings, layered, load, taken_up
 from asyncqueue.engine.eager import EagerRunner
-from asyncqueue.engine.outcome import Rules
+from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.settlement import Settlement
 from asyncqueue.locks.base import Lock
