@@ -132,16 +132,23 @@ def chord(
 def server_of(workflow: Node, verb: str = "send_chain") -> Server:
     """The server whose tasks these are. Raises ``ArgumentError`` where there is none, naming the ``verb`` of a server
     that could send them, or where they belong to several."""
+    server = owner_of(workflow)
+    if server is None:
+        raise ArgumentError(f"no task here knows a server: send the workflow with server.{verb}(…)")
+    return server
+
+
+def owner_of(workflow: Node) -> Server | None:
+    """The server whose tasks these are, or None where they know none. Raises ``ArgumentError`` where they belong to
+    several."""
     servers: dict[int, tuple[Any, str]] = {}
     for leaf in _leaves(workflow):
         if isinstance(leaf, Call) and leaf.sender is not None:
             servers.setdefault(id(leaf.sender), (leaf.sender, leaf.name))
     found = list(servers.values())
-    if not found:
-        raise ArgumentError(f"no task here knows a server: send the workflow with server.{verb}(…)")
     if len(found) > 1:
         raise ArgumentError(f"tasks {found[0][1]} and {found[1][1]} belong to different servers: a workflow has one")
-    return cast("Server", found[0][0])
+    return cast("Server", found[0][0]) if found else None
 
 
 def _members(given: Any) -> Parallel:

@@ -10,13 +10,14 @@ from dataclasses import fields, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
+from typing import Any, ParamSpec, Self, TypeVar, cast, get_args, overload
 
 from asyncqueue import names, wire
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Dead, Inspector, QueueDepth
-from asyncqueue.builders import TaskSignature
+from asyncqueue.builders import Chain, Chord, Group, TaskSignature, owner_of
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
+from asyncqueue.compiling import NewId, compiled
 from asyncqueue.config import Reloader, Settings, from_env, from_yaml
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
@@ -35,7 +36,7 @@ from asyncqueue.engine.registry import (
     untyped_value_of,
 )
 from asyncqueue.engine.settlement import Settlement, settlement_of
-from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
+from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, NoBackend, Refused
 from asyncqueue.locks.base import Lock, TurnLock
 from asyncqueue.result import AsyncResult, Results
 from asyncqueue.retry import fibonacci, parse_backoff
@@ -44,9 +45,22 @@ from asyncqueue.signature import MAX_PRIORITY, Signature
 from asyncqueue.state import TaskResult
 from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
+from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow
+from asyncqueue.workflow_results import (
+    ChainResult,
+    ChordResult,
+    GroupResult,
+    WorkflowResult,
+    needs_backend,
+    reopened_chain,
+    reopened_chord,
+    reopened_group,
+    workflow_result,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+W = TypeVar("W")
 
 
 class Server:
@@ -178,6 +192,8 @@ class Server:
             if args or kwargs:
                 raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
             return task
+        if isinstance(task, Workflow):
+            raise ArgumentError(f"a {type(task).__name__.lower()} is more than one task: use send")
         if isinstance(task, Task):
             return task.s(*args, **kwargs)
         registered = self.registry.find(task)
@@ -207,9 +223,81 @@ class Server:
             await connected.eager.run()
         return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
 
+    # — sending workflows —
+
+    @overload
+    async def send(self, work: TaskSignature[R], /, concurrency: int = 0) -> AsyncResult[R]: ...
+    @overload
+    async def send(self, work: Signature, /, concurrency: int = 0) -> AsyncResult[Any]: ...
+    @overload
+    async def send(self, work: Chain[R], /, concurrency: int = 0) -> ChainResult[R]: ...
+    @overload
+    async def send(self, work: Group[R], /, concurrency: int = 0) -> GroupResult[R]: ...
+    @overload
+    async def send(self, work: Chord[R], /, concurrency: int = 0) -> ChordResult[R]: ...
+    async def send(self, work: Signature | Workflow, /, concurrency: int = 0) -> AsyncResult[Any] | WorkflowResult[Any]:
+        """Send a task, a chain, a group or a chord.
+
+        Groups, plans and the PENDING states of all tasks are written before the first message is published.
+        ``concurrency`` is how many messages are handed to the broker at once; 0: all of them, and where broker and
+        backend are one store, everything in one step. Raises ``ArgumentError`` for what cannot be a workflow, before
+        anything is sent; ``NoBackend`` for a group or a chord where no results are kept; else as ``send_task`` does.
+        """
+        if isinstance(work, Signature):
+            return await self.send_task(work)
+        return await self._send(work, concurrency)
+
+    async def send_chain(self, chain: Chain[R]) -> ChainResult[R]:
+        """Send a chain. Raises as ``send`` does."""
+        return cast("ChainResult[R]", await self._send(_expected(chain, Series, "chain"), 0))
+
+    async def send_group(self, group: Group[R], concurrency: int = 0) -> GroupResult[R]:
+        """Send a group, ``concurrency`` messages at once. Raises as ``send`` does."""
+        return cast("GroupResult[R]", await self._send(_expected(group, Parallel, "group"), concurrency))
+
+    async def send_chord(self, chord: Chord[R], concurrency: int = 0) -> ChordResult[R]:
+        """Send a chord, ``concurrency`` messages at once. Raises as ``send`` does."""
+        return cast("ChordResult[R]", await self._send(_expected(chord, Join, "chord"), concurrency))
+
+    async def _send(self, workflow: Workflow, concurrency: int) -> WorkflowResult[Any]:
+        if not whole(concurrency):
+            raise ArgumentError(f"concurrency must be a whole number from 0 (no bound) on, not {concurrency!r}")
+        work = self._compiled(workflow)
+        connected = await self.connected()
+        await connected.publisher.send_workflow(work, concurrency)
+        if connected.eager is not None:
+            await connected.eager.run()
+        return workflow_result(work.outline, self._results)
+
+    def _compiled(self, workflow: Node, new_id: NewId | None = None) -> Compiled:
+        owner_of(workflow)  # a workflow of tasks of several servers is a mistake
+        settings, limits = self.settings, self.rules().limits
+        work = compiled(
+            workflow, default_queue=settings.default_queue, limits=limits, new_id=new_id, go_compat=settings.go_compat
+        )
+        if not self._stores.keeps_results and (kind := needs_backend(work.outline)):
+            raise NoBackend(f"a {kind} needs a result backend, which counts its members, and this server keeps none")
+        return work
+
+    # — results —
+
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent elsewhere or before, by its UUID."""
         return AsyncResult(task_id, self._results)
+
+    async def chain_result(self, chain_id: str) -> ChainResult[Any]:
+        """A handle on a chain that was sent elsewhere or before, by its ``id``: the UUID of its last link, be that a
+        task or a group. Raises ``NoBackend``, and ``ResultUnknown`` where there is no entry."""
+        return await reopened_chain(chain_id, self._results)
+
+    async def group_result(self, group_id: str) -> GroupResult[Any]:
+        """A handle on a group that was sent elsewhere or before, by its UUID. Raises as ``chain_result`` does."""
+        return await reopened_group(group_id, self._results)
+
+    async def chord_result(self, callback_id: str) -> ChordResult[Any]:
+        """A handle on a chord that was sent elsewhere or before, by its ``id``: the UUID of its callback. Where the
+        callback is a workflow, nothing is known of the group. Raises as ``chain_result`` does."""
+        return await reopened_chord(callback_id, self._results)
 
     # — periodic tasks —
 
@@ -476,8 +564,16 @@ class Server:
         return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
 
     def _value_of(self, name: str, results: Sequence[TaskResult]) -> Any:
+        if name == PASS:  # it collects what others returned: there is one value for each
+            return [untyped_value_of([each]) for each in results]
         registered = self.registry.find(name)
         return registered.value_of(results) if registered is not None else untyped_value_of(results)
+
+
+def _expected(given: W, kind: type[Workflow], name: str) -> W:
+    if isinstance(given, kind):
+        return given
+    raise ArgumentError(f"send_{name} takes a {name}, not a {type(given).__name__}; send takes them all")
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:

@@ -16,10 +16,10 @@ from typing import Any, Generic, assert_never, cast
 
 from typing_extensions import TypeVar
 
-from asyncqueue.errors import MemberFailed, ResultExpired, ResultTimeout, TaskFailed
+from asyncqueue.errors import MemberFailed, ResultExpired, ResultTimeout, ResultUnknown, TaskFailed
 from asyncqueue.result import AsyncResult, Handle, Results
 from asyncqueue.state import TaskState
-from asyncqueue.workflow import PASS, Outline
+from asyncqueue.workflow import PASS, Outline, group_id_of
 
 R = TypeVar("R", default=Any)
 R_co = TypeVar("R_co", default=Any, covariant=True)
@@ -98,7 +98,7 @@ class WorkflowResult(Generic[R_co]):
 
     @cached_property
     def _parts(self) -> tuple[Any, ...]:
-        return tuple(handle_of(part, self._results) for part in self._outline.parts)
+        return tuple(_part(part, self._results) for part in self._outline.parts)
 
     def _counted(self) -> Sequence[Outline]:
         """The parts whose progress is that of the whole."""
@@ -211,19 +211,77 @@ class ChordResult(WorkflowResult[R_co]):
         return self._outline.parts[0].parts
 
 
-def handle_of(outline: Outline, results: Results) -> Any:
-    """The handle on a workflow, or on a task in it."""
+def workflow_result(outline: Outline, results: Results) -> WorkflowResult[Any]:
+    """The handle on a workflow."""
     match outline.kind:
-        case "task":
-            return AsyncResult(outline.id, results, name=outline.name, is_sent=True)
         case "chain":
             return ChainResult(outline, results)
         case "group":
             return GroupResult(outline, results)
         case "chord":
             return ChordResult(outline, results)
+        case "task":
+            raise AssertionError("a task is no workflow")
         case never:
             assert_never(never)
+
+
+async def reopened_chain(chain_id: str, results: Results) -> ChainResult[Any]:
+    """The handle on a chain with this id. Raises ``NoBackend``, and ``ResultUnknown`` where there is no entry."""
+    last = await _known_group(chain_id, results) or await _known_task(chain_id, results)
+    if last is None:
+        raise _unknown("chain", chain_id)
+    return ChainResult(Outline("chain", chain_id, last.name, (last,)), results)
+
+
+async def reopened_group(group_id: str, results: Results) -> GroupResult[Any]:
+    """The handle on a group with this id. Raises as ``reopened_chain`` does."""
+    group = await _known_group(group_id, results)
+    if group is None:
+        raise _unknown("group", group_id)
+    return GroupResult(group, results)
+
+
+async def reopened_chord(callback_id: str, results: Results) -> ChordResult[Any]:
+    """The handle on a chord with this id. Raises as ``reopened_chain`` does."""
+    callback = await _known_group(callback_id, results) or await _known_task(callback_id, results)
+    if callback is None:
+        raise _unknown("chord", callback_id)
+    group = await _known_group(group_id_of(callback_id), results) or Outline("group", "", "")
+    return ChordResult(Outline("chord", callback_id, callback.name, (group, callback), group.group_id), results)
+
+
+async def _known_group(group_id: str, results: Results) -> Outline | None:
+    """A group as its entry tells: each member by the task whose result is its own."""
+    backend = await results.backend(f"group {group_id}")
+    (group,) = await backend.get_groups([group_id])
+    if group is None:
+        return None
+    members = tuple(Outline("task", task_id, "") for task_id in group.task_uuids or ())
+    return Outline("group", group_id, "", members, group_id)
+
+
+async def _known_task(task_id: str, results: Results) -> Outline | None:
+    (state,) = await results.get([task_id], f"task {task_id}")
+    return Outline("task", task_id, state.task_name) if state is not None else None
+
+
+def _unknown(kind: str, workflow_id: str) -> ResultUnknown:
+    return ResultUnknown(f"there is no entry of {kind} {workflow_id}: it was never sent, or it expired")
+
+
+def needs_backend(outline: Outline) -> str:
+    """What of a workflow cannot be without a backend: the kind of that part, or "" where there is none."""
+    if outline.kind in ("group", "chord"):
+        return outline.kind
+    return next(filter(None, map(needs_backend, outline.parts)), "")
+
+
+def _part(outline: Outline, results: Results) -> Any:
+    """The handle on a part of a workflow."""
+    if outline.kind == "task":
+        return AsyncResult(outline.id, results, name=outline.name, is_sent=True)
+    return workflow_result(outline, results)
 
 
 def _deciding(outline: Outline) -> list[str]:
