@@ -268,10 +268,12 @@ def _prepared(item: Settled, keep: float, now: float) -> _Prepared:
 def _settle(connection: Connection, batch: Sequence[_Prepared], keep: float, now: float) -> list[Unsettled]:
     """Bring items to their end, in as few statements as if they were one; returns what could not be."""
     ours = _held_of(connection, batch)
-    tally = _record(connection, ours, keep, now)
+    members = [one.item.member for one in ours if one.item.member is not None]
+    unfinished = groups_table.unfinished(connection, members, now)  # before their states are written
+    ends = _record(connection, ours, keep, now)
+    tally = groups_table.Tally(groups_table.count(connection, members, now), unfinished)
     unsettled: list[Unsettled] = []
     settled: list[Settled] = []
-    ends: list[_Prepared] = []
     messages: list[Message] = []
     for one in ours:
         item = one.item
@@ -280,12 +282,11 @@ def _settle(connection: Connection, batch: Sequence[_Prepared], keep: float, now
             unsettled.append(Unsettled(item, progress))
             continue
         settled.append(item)
-        if item.end is not None and tally.end(item.end.group_id):
-            ends.append(one)
+        if item.end is not None and ends[item.end.group_id] is one:
+            tally.end(item.end.group_id)
             messages += item.end.publish
         messages += item.publish
-    states_table.put(connection, [row for one in ends for row in one.end_states], now)
-    groups_table.end(connection, [one.item.end.group_id for one in ends if one.item.end is not None], keep, now)
+    groups_table.end(connection, [group_id for group_id, one in ends.items() if one is not None], keep, now)
     _publish(connection, messages, now)
     _conclude(connection, settled, now)
     return unsettled
@@ -302,17 +303,19 @@ def _held_of(connection: Connection, batch: Sequence[_Prepared]) -> list[_Prepar
     return ours
 
 
-def _record(connection: Connection, items: Sequence[_Prepared], keep: float, now: float) -> groups_table.Tally:
-    """Write what items write whatever becomes of them, and count their members; how their groups stand then."""
-    members = [one.item.member for one in items if one.item.member is not None]
-    ends = [one.item.end.group_id for one in items if one.item.end is not None]
-    unfinished = groups_table.unfinished(connection, members, now)  # before their states are written
+def _record(connection: Connection, items: Sequence[_Prepared], keep: float, now: float) -> dict[str, _Prepared | None]:
+    """Write what items write before their members are counted. Returns which item ends which group, None where that
+    was done before."""
     states_table.put(connection, [row for one in items for row in one.states], now)
     groups_table.open_groups(connection, [opening for one in items for opening in one.openings], keep, now)
     entries.touch(connection, [one.item.alive for one in items], keep, now)
-    groups_table.count(connection, members)
-    concerned = (*(member.group_id for member in members), *ends)
-    return groups_table.Tally(groups_table.standings(connection, concerned, now), unfinished)
+    ends: dict[str, _Prepared | None] = {}
+    for one in items:
+        if one.item.end is not None:
+            ends.setdefault(one.item.end.group_id, one)
+    ends.update(dict.fromkeys(groups_table.sent(connection, ends, now)))
+    states_table.put(connection, [row for one in ends.values() if one is not None for row in one.end_states], now)
+    return ends
 
 
 def _publish(connection: Connection, messages: Sequence[Message], now: float) -> None:

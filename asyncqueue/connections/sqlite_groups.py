@@ -84,6 +84,10 @@ _NOT_MEMBERS = """
     WHERE NOT EXISTS (SELECT 1 FROM group_member WHERE group_id = ? AND task_uuid = added.value)
 """
 _KEEP = "UPDATE task_group SET expires_at = max(expires_at, ?) WHERE id = ?"
+_SENT = """
+    SELECT json_group_array(group_uuid) FROM task_group
+    WHERE group_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ? AND is_triggered AND owner IS NULL
+"""
 _END = """
     UPDATE task_group SET is_triggered = 1, owner = NULL, claimed_until = NULL, expires_at = max(expires_at, ?)
     WHERE group_uuid IN (SELECT value FROM json_each(?))
@@ -120,8 +124,8 @@ class Tally:
     """How each group stands while members are counted and groups end one after the other, in a transaction that
     changes them all at once.
 
-    ``standings`` is how they stand when all is counted, and ``unfinished`` who of those to be counted had not ended
-    before.
+    ``standings`` is how they stand when all members are counted and no group has ended, and ``unfinished`` who of the
+    members had not ended before.
     """
 
     def __init__(self, standings: Mapping[str, Standing], unfinished: Iterable[Member]) -> None:
@@ -141,11 +145,9 @@ class Tally:
             return Progress.LOST
         return Progress.WAITING if uncounted or standing.waits else Progress.COMPLETE
 
-    def end(self, group_id: str) -> bool:
-        """The next group ends; False where what follows it was sent before."""
-        is_first = group_id not in self._sent
+    def end(self, group_id: str) -> None:
+        """What follows the group is sent now."""
         self._sent.add(group_id)
-        return is_first
 
 
 def to_openings(groups: Iterable[GroupMeta]) -> list[Opening]:
@@ -204,10 +206,12 @@ def unfinished(connection: Connection, members: Sequence[Member], now: float) ->
     return [members[place] for place in from_json(places)]
 
 
-def count(connection: Connection, members: Sequence[Member]) -> None:
-    """These have ended."""
-    if members:
-        connection.execute(_COUNT, (_pairs(members),))
+def count(connection: Connection, members: Sequence[Member], now: float) -> dict[str, Standing]:
+    """These have ended; how their groups stand then."""
+    if not members:
+        return {}
+    connection.execute(_COUNT, (_pairs(members),))
+    return standings(connection, (member.group_id for member in members), now)
 
 
 def standings(connection: Connection, group_ids: Iterable[str], now: float) -> dict[str, Standing]:
@@ -215,10 +219,7 @@ def standings(connection: Connection, group_ids: Iterable[str], now: float) -> d
 
     Who is found to have ended on the way is never looked at again, so that this costs the same for groups of any size.
     """
-    asked = as_table(dict.fromkeys(group_ids))
-    if asked == "[]":
-        return {}
-    (probed,) = connection.execute(_PROBE, (now, asked)).fetchone()
+    (probed,) = connection.execute(_PROBE, (now, as_table(dict.fromkeys(group_ids)))).fetchone()
     found = from_json(probed)
     passed = [(number, waited_for) for number, *_, first, waited_for in found if first != waited_for]
     if passed:
@@ -232,8 +233,7 @@ def standings(connection: Connection, group_ids: Iterable[str], now: float) -> d
 def finish(connection: Connection, members: Sequence[Member], now: float) -> list[Progress]:
     """Count members; how the group of each stands then, in the order asked."""
     waiting = unfinished(connection, members, now)
-    count(connection, members)
-    tally = Tally(standings(connection, (member.group_id for member in members), now), waiting)
+    tally = Tally(count(connection, members, now), waiting)
     return [tally.finish(member) for member in members]
 
 
@@ -247,6 +247,15 @@ def add(connection: Connection, group_id: str, task_ids: Sequence[str], keep: fl
     connection.execute(_ADD_MEMBERS, (as_table((standing.number, task_id) for task_id in from_json(added)),))
     connection.execute(_KEEP, (now + keep, standing.number))
     return True
+
+
+def sent(connection: Connection, group_ids: Iterable[str], now: float) -> list[str]:
+    """Those of them that are over, with what follows on its way."""
+    asked = as_table(group_ids)
+    if asked == "[]":
+        return []
+    (found,) = connection.execute(_SENT, (asked, now)).fetchone()
+    return list(from_json(found))
 
 
 def end(connection: Connection, group_ids: Sequence[str], keep: float, now: float) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from asyncqueue.backends.base import Member, Progress
 from asyncqueue.backends.sqlite import SqliteBackend
-from asyncqueue.brokers.base import Ack, Message, Settled
+from asyncqueue.brokers.base import Ack, GroupEnd, Message, Settled, Unsettled
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.clock import Clock
 from asyncqueue.connections import sqlite
@@ -539,7 +539,7 @@ async def test_closing_ends_a_fetch_that_waits(tmp_path: Path) -> None:
 async def test_another_process_wakes_a_fetch_and_a_watcher(tmp_path: Path) -> None:
     code = """
 import asyncio, sys
-from asyncqueue.brokers.base import Ack, Message, Settled
+from asyncqueue.brokers.base import Ack, GroupEnd, Message, Settled, Unsettled
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState
@@ -699,6 +699,25 @@ async def test_settling_a_delivery_twice_in_one_batch_applies_the_first(tmp_path
     await broker.settle([Settled(delivery, Ack(), state=success), Settled(delivery, Ack(), state=failure)], 3600.0)
     assert await backend.get(["task_SUCCESS", "task_FAILURE"]) == [success, None]
     await backend.close()
+    await broker.close()
+
+
+async def test_whom_an_end_fails_counts_for_those_who_come_after_it_in_the_batch(tmp_path: Path) -> None:
+    """What follows the inner group is a member of the outer one, and is failed while the other member ends."""
+    broker = SqliteBroker(tmp_path / "tasks.db")
+    await broker.open()
+    inner = GroupMeta(group_uuid="inner", task_uuids=("task_a",))
+    outer = GroupMeta(group_uuid="outer", task_uuids=("task_callback", "task_b"))
+    await broker.submit([], [message("a"), message("b")], 3600.0, groups=[inner, outer])
+    a, b = await broker.fetch("q", 2, 0)
+    failed, done = (
+        TaskState(task_uuid="task_a", state=State.FAILURE),
+        TaskState(task_uuid="task_b", state=State.SUCCESS),
+    )
+    end = GroupEnd("inner", ended=(TaskState(task_uuid="task_callback", state=State.FAILURE),))
+    last = Settled(b, Ack(), state=done, member=Member("outer", "task_b"))
+    batch = [Settled(a, Ack(), state=failed, member=Member("inner", "task_a"), end=end), last]
+    assert await broker.settle(batch, 3600.0) == [Unsettled(last, Progress.COMPLETE)]
     await broker.close()
 
 
