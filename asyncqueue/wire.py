@@ -104,9 +104,13 @@ def encode_group(group: GroupMeta) -> bytes:
 
 
 def encode_plan(plan: Plan) -> bytes:
-    """The bytes of a plan: one line that begins with ``{"AqIds":[``, its UUIDs, then a line for each signature."""
-    head = f'{{"AqIds":[{",".join(map(_quoted, plan.ids))}]}}'
-    return b"\n".join((head.encode(), *map(encode_signature, plan.signatures)))
+    """The bytes of a plan: one line that begins with ``{"AqIds":[``, its UUIDs, then a line for each signature. Raises
+    ``ArgumentError`` as ``encode_signature`` does."""
+    try:
+        head = f'{{"AqIds":[{",".join(map(_quoted, plan.ids))}]}}'.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"plan {plan.plan_id!r} contains a lone surrogate") from None
+    return b"\n".join((head, *map(encode_signature, plan.signatures)))
 
 
 def decode_plan(plan_id: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Plan:
@@ -114,8 +118,10 @@ def decode_plan(plan_id: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> P
     head, *bodies = data.split(b"\n")
     try:
         ids = json.loads(head)["AqIds"]
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BadMessage("undecodable", f"{plan_id} is no plan: {exc}") from None
+    if not isinstance(ids, list) or not all(isinstance(one, str) and not _SURROGATE.search(one) for one in ids):
+        raise BadMessage("undecodable", f"{plan_id} is no plan: AqIds is no list of UUIDs")
     return Plan(plan_id, tuple(decode_signature(body, limits) for body in bodies), tuple(ids))
 
 
