@@ -44,7 +44,7 @@ class Limits:
     max_depth: int = 256
     max_callback_depth: int = 100
     max_signatures: int = 1_000
-    max_args: int = 100_000
+    max_args: int = 20_000
     max_integer_digits: int = 40
 
 

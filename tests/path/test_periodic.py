@@ -21,7 +21,7 @@ from asyncqueue.config import Settings
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.events import Event, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
 from asyncqueue.engine.periodic import CLAIM_TTL, LATE, PeriodicTask, Rota
-from asyncqueue.engine.settlement import OrderedSettlement
+from asyncqueue.engine.settlement import OrderedSettlement, Outgoing
 from asyncqueue.locks.base import Claim, Turn
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import ManualClock
@@ -271,7 +271,7 @@ async def test_what_ended_between_look_and_send_is_not_begun_anew() -> None:
         await each.open()
     await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
     pending, message = TaskState(task_uuid="task_a"), Message(b"a", QUEUE, "task_a", token="once")
-    await OrderedSettlement(broker, blind).offer(pending, message)
+    await OrderedSettlement(broker, blind).offer(Outgoing([pending], [message]))
     (found,) = await backend.get(["task_a"])
     assert found is not None
     assert found.state is State.SUCCESS
