@@ -45,7 +45,7 @@ from asyncqueue.signature import MAX_PRIORITY, Signature
 from asyncqueue.state import TaskResult
 from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
-from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow
+from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow, is_companion
 from asyncqueue.workflow_results import (
     ChainResult,
     ChordResult,
@@ -167,7 +167,7 @@ class Server:
     # — sending —
 
     @overload
-    async def send_task(self, task: TaskSignature[R], /) -> AsyncResult[R]: ...
+    async def send_task(self, task: TaskSignature[R, None], /) -> AsyncResult[R]: ...
     @overload
     async def send_task(self, task: Signature, /) -> AsyncResult[Any]: ...
     @overload
@@ -209,7 +209,7 @@ class Server:
         return Signature(name=task, args=(*untyped[: len(args)], *named), headers=headers)
 
     @overload
-    async def send_many(self, signatures: Iterable[TaskSignature[R]]) -> list[AsyncResult[R]]: ...
+    async def send_many(self, signatures: Iterable[TaskSignature[R, None]]) -> list[AsyncResult[R]]: ...
     @overload
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]: ...
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]:
@@ -226,7 +226,7 @@ class Server:
     # — sending workflows —
 
     @overload
-    async def send(self, work: TaskSignature[R], /, concurrency: int = 0) -> AsyncResult[R]: ...
+    async def send(self, work: TaskSignature[R, None], /, concurrency: int = 0) -> AsyncResult[R]: ...
     @overload
     async def send(self, work: Signature, /, concurrency: int = 0) -> AsyncResult[Any]: ...
     @overload
@@ -409,10 +409,15 @@ class Server:
         return _readable([body for _, body in await inspector.delayed(limit)])
 
     async def queues(self) -> list[QueueDepth]:
-        """How much is in each queue the broker can see. Raises ``Refused`` where it cannot be looked into."""
+        """How much is in each queue the broker can see; companion queues only where something is in them. Raises ``Refused`` where it cannot be looked into."""
         inspector = await self.inspector()
         names = {*await inspector.queues(), self.settings.default_queue}
-        return [await inspector.depth(name) for name in sorted(names)]
+        found = [await inspector.depth(name) for name in sorted(names)]
+        return [
+            depth
+            for depth in found
+            if depth.ready or depth.held or depth.delayed or depth.dead or not is_companion(depth.queue)
+        ]
 
     async def purge(self, queue: str | None = None) -> int:
         """Drop what waits in a queue; returns how many. What workers hold, and what is delayed, stays."""

@@ -158,7 +158,12 @@ def attempt_of(signature: Signature) -> int:
 
 def companion(queue: str) -> str:
     """The queue for built-in tasks beside ``queue``, which its Python workers consume and no Go worker does."""
-    return queue if queue.endswith(COMPANION_SUFFIX) else queue + COMPANION_SUFFIX
+    return queue if is_companion(queue) else queue + COMPANION_SUFFIX
+
+
+def is_companion(queue: str) -> bool:
+    """Whether this is a queue for built-in tasks."""
+    return queue.endswith(COMPANION_SUFFIX)
 
 
 def group_id_of(callback_id: str, attempt: int = 1) -> str:
