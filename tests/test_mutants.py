@@ -621,6 +621,22 @@ class SettleCountsFirst(MemoryBroker):
         return super()._settle_one(item, keep, now)
 
 
+@noticed_by(JointGroupContract.test_whoever_an_item_fails_counts_for_the_items_after_it)
+class SettleLooksAtStatesOnceForTheBatch(MemoryBroker):
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
+        states, groups = self._store.states, self._store.groups
+        ended = {one for one in states._records if states.has_ended(one, self._now())}
+        groups._has_ended = lambda task_id, now: task_id in ended
+        return await super().settle(batch, keep)
+
+
+@noticed_by(JointGroupContract.test_groups_that_settle_makes_are_kept_as_long_as_asked)
+class SettleKeepsGroupsForEver(MemoryBroker):
+    def _settle_one(self, item: Settled, keep: float, now: float) -> Progress | None:
+        self._store.groups.open(item.opens, 1e9, now)
+        return super()._settle_one(item, keep, now)
+
+
 @noticed_by(JointGroupContract.test_what_is_no_longer_ours_changes_no_group_and_does_not_come_back)
 class SettleCountsWhatIsNotOurs(MemoryBroker):
     async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
@@ -1275,6 +1291,13 @@ class MarkGivesTheClaimBack(MemoryBackend):
 class MarkNeedsAClaim(MemoryBackend):
     async def mark_group_sent(self, group_id: str) -> None:
         if (group := self._store.groups.present(group_id, self._now())) and group.owner:
+            await super().mark_group_sent(group_id)
+
+
+@noticed_by(GroupContract.test_a_mark_needs_no_entry)
+class MarkNeedsAnEntry(MemoryBackend):
+    async def mark_group_sent(self, group_id: str) -> None:
+        if await self.get_groups([group_id]) != [None]:
             await super().mark_group_sent(group_id)
 
 

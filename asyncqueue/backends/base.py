@@ -129,7 +129,8 @@ class Backend(Protocol):
         """
 
     async def mark_group_sent(self, group_id: str) -> None:
-        """What follows the group is on its way; nobody can claim it any more. Twice is no harm."""
+        """What follows the group is on its way; nobody can claim it any more. Twice is no harm. Of a group without an
+        entry, an entry is made that has no members."""
 
     async def put_plans(self, plans: Sequence[Plan]) -> None:
         """Record parts of workflows that are too big for a message; the last write wins."""

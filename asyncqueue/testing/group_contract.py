@@ -438,6 +438,11 @@ class GroupContract(BackendSuite):
         assert await self._finish("task_a", "task_b") == [Progress.TRIGGERED] * 2
         assert await self.backend.claim_group("group_a", "me", LONG) is GroupClaim.SENT
 
+    async def test_a_mark_needs_no_entry(self) -> None:
+        await self.backend.mark_group_sent("group_a")
+        assert (await self._members(), await self._is_triggered()) == ((), True)
+        assert await self.backend.claim_group("group_a", "me", LONG) is GroupClaim.SENT
+
     async def test_what_another_program_triggered_is_sent(self) -> None:
         await self.backend.open_groups([group("group_a", "task_a").model_copy(update={"chord_triggered": True})])
         for _ in range(2):

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.brokers.base import Ack, Bury, Delivery, GroupEnd, Message, Nack, Settled, Unsettled, Verdict
-from asyncqueue.signature import Plan, Signature
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
+from asyncqueue.testing.group_contract import group, plan
 from asyncqueue.testing.joint_contract import KEEP, SENT_AT, JointSuite, pending
 from asyncqueue.testing.suite import names, state, state_of
 
@@ -175,6 +175,20 @@ class JointGroupContract(JointSuite):
         await self.until_gone("task_b")
         assert await self.state("task_long") is State.PENDING
 
+    async def test_groups_that_settle_makes_are_kept_as_long_as_asked(self) -> None:
+        first, second = await self.taken(), await self.taken()
+        short = Settled(first[0], Ack(), opens=(group("group_a", "task_a"),), end=GroupEnd("group_b"))
+        await self.joint.settle([short], self.expiry)
+        await self._settle(Settled(second[0], Ack(), opens=(group("group_c", "task_c"),), end=GroupEnd("group_d")))
+        await self.advance(self.expiry)
+
+        async def are_gone() -> bool:
+            return list(await self.backend.get_groups(["group_a", "group_b"])) == [None, None]
+
+        await self.until(are_gone)
+        assert await self._group("group_c") == group("group_c", "task_c")
+        assert (await self._group("group_d")).chord_triggered
+
     async def test_ends_that_settle_records_end_watches(self) -> None:
         first, second = await self.taken(), await self.taken()
         await self.backend.begin([state("task_b"), state("task_c")])
@@ -288,6 +302,18 @@ class JointGroupContract(JointSuite):
         assert names(await self.fetch_until(1)) == ["callback"]
         assert await self.fetch_now() == []
         assert list(await self.broker.extend([first[0], second[0]])) == [first[0], second[0]]
+
+    async def test_whoever_an_item_fails_counts_for_the_items_after_it(self) -> None:
+        first, second, third = await self.taken(), await self.taken(), await self.taken()
+        await self.backend.begin([state("task_a"), state("task_b")])
+        await self.backend.open_groups([group("group_a", "task_a", "task_b", third[1]), group("group_b", "task_c")])
+        end = GroupEnd("group_b", ended=(state("task_b", State.FAILURE),))
+        batch = [
+            Settled(first[0], Ack(), ended=(state("task_a", State.FAILURE),)),
+            Settled(second[0], Ack(), end=end),
+            member_ends(third),
+        ]
+        assert await self._settle(*batch) == [Unsettled(batch[2], Progress.COMPLETE)]
 
     async def test_an_item_that_comes_back_does_not_hold_up_the_others(self) -> None:
         first, second = await self.taken(), await self.taken()
@@ -561,16 +587,6 @@ class JointGroupContract(JointSuite):
     async def _finish(self, group_id: str, task_id: str) -> Progress:
         (progress,) = await self.backend.finish_members([Member(group_id, task_id)])
         return progress
-
-
-def group(group_id: str, *task_ids: str) -> GroupMeta:
-    """A group of these members."""
-    return GroupMeta(group_uuid=group_id, task_uuids=task_ids, created_at=SENT_AT)
-
-
-def plan(plan_id: str, ids: tuple[str, ...] = ("task_a",)) -> Plan:
-    """A plan that is small, of things that need not be."""
-    return Plan(plan_id, (Signature(uuid="task_a", name="a"),), ids)
 
 
 def member_ends(
