@@ -11,111 +11,154 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_args, overload
 
 from typing_extensions import TypeVar as DefaultTypeVar
 
 from asyncqueue.errors import ArgumentError
-from asyncqueue.signature import Call, Signature
+from asyncqueue.signature import Call, Signature, Typed
 from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
+    from asyncqueue.workflow_results import ChainResult, ChordResult, GroupResult
 
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 E = TypeVar("E")
+F = TypeVar("F")
+H = TypeVar("H")
 R = DefaultTypeVar("R", default=Any)
 R_co = DefaultTypeVar("R_co", default=Any, covariant=True)
-T_contra = DefaultTypeVar("T_contra", default=Any, contravariant=True)
+T_contra = DefaultTypeVar("T_contra", default=None, contravariant=True)
+U_contra = DefaultTypeVar("U_contra", default=object, contravariant=True)
+H_co = DefaultTypeVar("H_co", default=Any, covariant=True)
 
 
-class TaskSignature(Call, Generic[R, T_contra]):
-    """A signature of a task whose result type is known: what ``Task.s()`` makes. ``T_contra`` is what it still takes
-    from the task before it, where that is known."""
+class Link(Protocol[R, H_co, T_contra]):
+    """What can be a part of a workflow, as a type checker sees it: its result is an ``R``, it hands on an ``H_co``, and
+    it takes a ``T_contra``. Signatures, tasks and workflows are such."""
 
-    def __or__(self, after: Link[B, R]) -> Chain[B, T_contra]:
-        return chain(self, after)
+    if TYPE_CHECKING:
 
-    def __ror__(self, before: Signature) -> Chain[R]:
-        return chain(before, self)
+        def typed(self) -> Typed[R, H_co, T_contra]: ...
+
+
+class TaskSignature(Call, Generic[R, U_contra]):
+    """A signature of a task whose result type is known: what ``Task.s()`` makes.
+
+    ``U_contra`` is what it still takes from the task before it, as far as that is known. ``a | b`` is a chain of two.
+    """
+
+    def __or__(self, after: Link[B, H, R]) -> Chain[B, U_contra, H]:
+        return Chain(_flat(self, after))
+
+    if TYPE_CHECKING:
+
+        def typed(self) -> Typed[R, R, U_contra]: ...
 
 
 @dataclass(frozen=True)
-class Chain(Series, Generic[R_co, T_contra]):
+class Chain(Series, Generic[R_co, T_contra, H_co]):
     """One after the other; each one is given the results of the one before it. Its result is that of its last link."""
 
-    def __or__(self, after: Link[B, R_co]) -> Chain[B, T_contra]:
-        return chain(self, after)
+    def __or__(self, after: Link[B, H, H_co]) -> Chain[B, T_contra, H]:
+        return Chain(_flat(self, after))
 
-    def __ror__(self, before: Signature) -> Chain[R_co]:
-        return chain(before, self)
-
-    async def send(self) -> Any:
+    async def send(self: Chain[R, None, Any]) -> ChainResult[R]:
         """Send it by the server of its tasks. Raises as ``Server.send_chain`` does."""
         return await server_of(self, "send_chain").send_chain(self)
+
+    if TYPE_CHECKING:
+
+        def typed(self: Chain[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
 
 
 @dataclass(frozen=True)
 class Group(Parallel, Generic[R_co, T_contra]):
-    """All at once. Its result is a list of theirs, in their order."""
+    """All at once. Its result is a list of theirs, in their order; what it hands on are the results of all, as that
+    many arguments. ``group | callback`` is a chord."""
 
-    def __or__(self, callback: Link[B, Any]) -> Chord[B, T_contra]:
-        return chord(self, callback)
+    def __or__(self, callback: Link[B, H, Any]) -> Chord[B, T_contra, H]:
+        return Chord(self, _node(callback, "chord"))
 
-    def __ror__(self, before: Signature) -> Chain[list[R_co]]:
-        return chain(before, self)
-
-    async def send(self, concurrency: int = 0) -> Any:
+    async def send(self: Group[R, None], concurrency: int = 0) -> GroupResult[R]:
         """Send it by the server of its tasks. Raises as ``Server.send_group`` does."""
         return await server_of(self, "send_group").send_group(self, concurrency)
 
+    if TYPE_CHECKING:
+
+        def typed(self: Group[R, T_contra]) -> Typed[list[R], Any, T_contra]: ...
+
 
 @dataclass(frozen=True)
-class Chord(Join, Generic[R_co, T_contra]):
+class Chord(Join, Generic[R_co, T_contra, H_co]):
     """A group, and a callback that is given the results of all its members, in their order. Its result is that of the
     callback."""
 
-    def __or__(self, after: Link[B, R_co]) -> Chain[B, T_contra]:
-        return chain(self, after)
+    def __or__(self, after: Link[B, H, H_co]) -> Chain[B, T_contra, H]:
+        return Chain(_flat(self, after))
 
-    def __ror__(self, before: Signature) -> Chain[R_co]:
-        return chain(before, self)
-
-    async def send(self, concurrency: int = 0) -> Any:
+    async def send(self: Chord[R, None, Any], concurrency: int = 0) -> ChordResult[R]:
         """Send it by the server of its tasks. Raises as ``Server.send_chord`` does."""
         return await server_of(self, "send_chord").send_chord(self, concurrency)
 
+    if TYPE_CHECKING:
 
-class Makes(Protocol[R, T_contra]):
-    """What makes a signature without arguments: a task."""
-
-    def s(self) -> TaskSignature[R, T_contra]: ...
+        def typed(self: Chord[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
 
 
-Link: TypeAlias = (
-    TaskSignature[R, T_contra] | Makes[R, T_contra] | Chain[R, T_contra] | Group[Any, T_contra] | Chord[R, T_contra]
-)
-
-
-def chain(*links: Any) -> Chain[Any, Any]:
-    """One after the other. Chains among the links are joined into one."""
+@overload
+def chain(a: Link[R, A, T_contra], /) -> Chain[R, T_contra, A]: ...
+@overload
+def chain(a: Link[Any, A, T_contra], b: Link[R, B, A], /) -> Chain[R, T_contra, B]: ...
+@overload
+def chain(a: Link[Any, A, T_contra], b: Link[Any, B, A], c: Link[R, C, B], /) -> Chain[R, T_contra, C]: ...
+@overload
+def chain(
+    a: Link[Any, A, T_contra], b: Link[Any, B, A], c: Link[Any, C, B], d: Link[R, D, C], /
+) -> Chain[R, T_contra, D]: ...
+@overload
+def chain(
+    a: Link[Any, A, T_contra], b: Link[Any, B, A], c: Link[Any, C, B], d: Link[Any, D, C], e: Link[R, E, D], /
+) -> Chain[R, T_contra, E]: ...
+@overload
+def chain(
+    a: Link[Any, A, T_contra],
+    b: Link[Any, B, A],
+    c: Link[Any, C, B],
+    d: Link[Any, D, C],
+    e: Link[Any, E, D],
+    f: Link[Any, F, E],
+    /,
+    *more: Link[Any, Any, Any],
+) -> Chain[Any, T_contra, Any]: ...
+def chain(*links: Any) -> Chain[Any, Any, Any]:
+    """One after the other. Chains among the links are joined into one. Raises ``ArgumentError`` for what is no link."""
     if not links:
         raise ArgumentError("chain() needs at least one link")
-    nodes = [_node(link, "chain", len(links)) for link in links]
-    return Chain(tuple(part for node in nodes for part in (node.links if isinstance(node, Series) else (node,))))
+    return Chain(_flat(*links))
 
 
+@overload
+def group(*members: Link[R, Any, T_contra]) -> Group[R, T_contra]: ...
+@overload
+def group(*members: Link[Any, Any, T_contra]) -> Group[Any, T_contra]: ...
 def group(*members: Any) -> Group[Any, Any]:
-    """All at once. ``group()`` of nothing is allowed, and has the result ``[]``."""
+    """All at once. ``group()`` of nothing is allowed, and has the result ``[]``. Raises ``ArgumentError`` for what is
+    no member."""
     return Group(tuple(_node(member, "group", len(members)) for member in members))
 
 
 def chord(
-    group_or_members: Any, callback: Any, *, on_failure: OnFailure = "fail", group_timeout: float | None = None
-) -> Chord[Any, Any]:
+    group_or_members: Group[Any, T_contra] | Iterable[Link[Any, Any, T_contra]],
+    callback: Link[B, H, Any],
+    *,
+    on_failure: OnFailure = "fail",
+    group_timeout: float | None = None,
+) -> Chord[B, T_contra, H]:
     """A group, and what is run once when all its members have ended.
 
     ``on_failure`` says what a failed member means: the callback never runs (``"fail"``), it is given the results of the
@@ -126,7 +169,7 @@ def chord(
         raise ArgumentError(f"chord: on_failure={on_failure!r}; expected one of {', '.join(get_args(OnFailure))}")
     if group_timeout is not None and not (_is_number(group_timeout) and 0 < group_timeout < math.inf):
         raise ArgumentError(f"chord: group_timeout={group_timeout!r}; expected a number of seconds over 0")
-    return Chord(_members(group_or_members), _node(callback, "chord", 2), on_failure, group_timeout)
+    return Chord(_members(group_or_members), _node(callback, "chord"), on_failure, group_timeout)
 
 
 def server_of(workflow: Node, verb: str = "send_chain") -> Server:
@@ -159,7 +202,12 @@ def _members(given: Any) -> Parallel:
     return group(*given)
 
 
-def _node(given: Any, builder: str, count: int) -> Node:
+def _flat(*links: Any) -> tuple[Node, ...]:
+    nodes = [_node(link, "chain", len(links)) for link in links]
+    return tuple(part for node in nodes for part in (node.links if isinstance(node, Series) else (node,)))
+
+
+def _node(given: Any, builder: str, count: int = 0) -> Node:
     """A part of a workflow, or an ``ArgumentError`` that says what was expected."""
     if isinstance(given, Signature | Workflow):
         return given

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
@@ -17,6 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from asyncqueue import rfc3339
 from asyncqueue.clock import to_nanoseconds
 from asyncqueue.models import changed
+
+R = TypeVar("R")
+H_co = TypeVar("H_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 MAX_PRIORITY = 255
 
@@ -89,6 +93,15 @@ class Signature(BaseModel):
     def with_changes(self, **changes: Any) -> Signature:
         """A copy in which the named fields (Python names) have other values. The values are not validated again."""
         return changed(self, changes)
+
+    if TYPE_CHECKING:
+
+        def typed(self) -> Typed[Any, Any, Any]: ...
+
+
+class Typed(Generic[R, H_co, T_contra]):
+    """What a type checker knows of a part of a workflow: its result, what it hands on, what it takes. There are none at
+    run time."""
 
 
 class Call(Signature):
