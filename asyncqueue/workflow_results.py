@@ -255,7 +255,7 @@ async def _known_group(group_id: str, results: Results) -> Outline | None:
     """A group as its entry tells: each member by the task whose result is its own."""
     backend = await results.backend(f"group {group_id}")
     (group,) = await backend.get_groups([group_id])
-    if group is None:
+    if group is None or group.group_uuid != group_id:  # to some stores, an entry of a task looks like a group
         return None
     members = tuple(Outline("task", task_id, "") for task_id in group.task_uuids or ())
     return Outline("group", group_id, "", members, group_id)
