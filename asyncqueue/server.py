@@ -409,7 +409,10 @@ class Server:
         return _readable([body for _, body in await inspector.delayed(limit)])
 
     async def queues(self) -> list[QueueDepth]:
-        """How much is in each queue the broker can see; companion queues only where something is in them. Raises ``Refused`` where it cannot be looked into."""
+        """How much is in each queue the broker can see; of companion queues, in those that have anything in them.
+
+        Raises ``Refused`` where the broker cannot be looked into.
+        """
         inspector = await self.inspector()
         names = {*await inspector.queues(), self.settings.default_queue}
         found = [await inspector.depth(name) for name in sorted(names)]

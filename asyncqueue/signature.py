@@ -96,7 +96,7 @@ class Signature(BaseModel):
 
     if TYPE_CHECKING:
 
-        def typed(self) -> Typed[Any, Any, Any]: ...
+        def _typed(self) -> Typed[Any, Any, Any]: ...
 
 
 class Typed(Generic[R, H_co, T_contra]):
@@ -120,12 +120,14 @@ class Plan:
     """A part of a workflow that is too big for a message and is kept in the backend: what follows one task.
 
     ``signatures`` are its successors, and what follows them is inside of those, or in a plan of its own. ``ids`` are
-    the UUIDs of all tasks, groups and plans in it, at any depth.
+    the UUIDs of all tasks, groups and plans in it, at any depth. ``not_before`` (unix seconds) is when the workflow is
+    due, where that is later than now; it is never written.
     """
 
     plan_id: str
     signatures: tuple[Signature, ...]
     ids: tuple[str, ...]
+    not_before: float | None = None
 
 
 def new_task_id() -> str:

@@ -51,9 +51,9 @@ class Backend(Protocol):
     """States of tasks, groups and plans by UUID.
 
     Every verb raises ``Unavailable`` when the service did not answer and ``Refused`` when it said no. An instance
-    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write, or, where that
-    state has a ``not_before``, after that moment; it may be changed while the backend is open, and holds for the writes
-    after that.
+    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write, or, where what
+    was written has a ``not_before``, after that moment; it may be changed while the backend is open, and holds for the
+    writes after that.
     """
 
     results_expire_in: float
@@ -138,11 +138,12 @@ class Backend(Protocol):
     async def get_plans(self, plan_ids: Sequence[str]) -> Sequence[Plan | None]:
         """Plans in the order asked; None where there is no entry."""
 
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        """Keep entries that belong together as though they were written now.
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        """Keep entries that belong together as though they were written now, or at ``not_before`` (unix seconds) where
+        that is later.
 
         Each family is UUIDs of tasks, groups and plans; a group stands for its members too, a plan for all that is in
-        it. Nothing is done where the first of a family has more than three quarters of ``results_expire_in`` left, so
-        that progress can be reported often at little cost. None is kept shorter than it was, and unknown ones are no
-        error, not even as the first.
+        it. Nothing is done where the first of a family would be kept longer by less than a quarter of
+        ``results_expire_in``, so that progress can be reported often at little cost. None is kept shorter than it was,
+        and unknown ones are no error, not even as the first.
         """

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Nack, Settled
 from asyncqueue.clock import NANOSECONDS
-from asyncqueue.engine.following import after_failure, after_replacement, after_success, group_failed
+from asyncqueue.engine.following import after_failure, after_replacement, after_success, family, group_failed
 from asyncqueue.engine.messages import (
     MAX_ERROR_TEXT,
     Rules,
@@ -209,7 +209,8 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
                 attempt=attempt + 1,
                 not_before=later(again.eta, now_ns),
             )
-            return Settled(delivery, Ack(), state, publish=(message(again, rules.default_queue, now_ns),))
+            sent = (message(again, rules.default_queue, now_ns),)
+            return Settled(delivery, Ack(), state, publish=sent, alive=family(signature))
         case Replaced(entries):
             # no state: it runs until the workflow has ended, and if we die before the ack it is replaced again
             return after_replacement(Settled(delivery, Ack()), signature, entries, rules, now_ns)

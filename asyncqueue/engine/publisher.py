@@ -169,8 +169,8 @@ class Publisher:
             # the entries first: whoever offers looks at the first one
             states=[pending(each, now).model_copy(update={"not_before": begins}) for each in tasks],
             messages=[each.message for each in prepared],
-            groups=[changed(each, {"created_at": now}) for each in groups],
-            plans=workflow.plans,
+            groups=[changed(each, {"created_at": now, "not_before": begins}) for each in groups],
+            plans=[replace(each, not_before=begins) for each in workflow.plans],
         )
 
     async def _insist(self, work: Outgoing) -> None:

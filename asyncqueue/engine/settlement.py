@@ -129,9 +129,12 @@ class OrderedSettlement:
         groups = [group for item in batch for group in item.opens]
         if groups:
             await backend.open_groups(groups)
-        families = [item.alive for item in batch if item.alive]
-        if families:
-            await backend.touch(families)
+        families: dict[float | None, list[Sequence[str]]] = {}
+        for item in batch:
+            if item.alive:
+                families.setdefault(item.state.not_before if item.state is not None else None, []).append(item.alive)
+        for not_before, some in families.items():
+            await (backend.touch(some) if not_before is None else backend.touch(some, not_before))
 
     async def _group_matters(self, backend: Backend, batch: Sequence[Settled]) -> Sequence[Unsettled]:
         """Count members and end groups; returns the items that this leaves to be settled again."""
