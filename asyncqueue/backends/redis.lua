@@ -25,37 +25,40 @@ return #KEYS
 --@ open
 -- KEYS: groups   ARGV: EX or PX, keep, their JSON
 -- Nothing is written when one of the keys holds something that is no group.
+local groups = group_verbs()
 for _, group in ipairs(KEYS) do
-  local stands, reason = standing(group)
+  local stands, reason = groups.standing(group)
   if not stands then return refusal(group, reason) end
 end
-for n, group in ipairs(KEYS) do open(group, ARGV[n + 2], ARGV[1], ARGV[2]) end
+for n, group in ipairs(KEYS) do groups.open(group, ARGV[n + 2], ARGV[1], ARGV[2]) end
 return #KEYS
 
 --@ finish
 -- KEYS: the group of each member   ARGV: members   Returns how the group of each one stands.
+local groups = group_verbs()
 local is_checked, found = {}, {}
 for _, group in ipairs(KEYS) do
   if not is_checked[group] then
-    local key, reason = no_counting(group)
+    local key, reason = groups.no_counting(group)
     if key then return refusal(key, reason) end
     is_checked[group] = true
   end
 end
-for n, group in ipairs(KEYS) do found[n] = finish(group, ARGV[n]) end
+for n, group in ipairs(KEYS) do found[n] = groups.finish(group, ARGV[n]) end
 return found
 
 --@ add
 -- KEYS: group   ARGV: keep ms, members   Returns 1, or 0 where the group is over or has no entry.
+local groups = group_verbs()
 local group = KEYS[1]
-local key, reason = no_counting(group)
+local key, reason = groups.no_counting(group)
 if key then return refusal(key, reason) end
-if standing(group) ~= 'open' then return 0 end
-local left = waited_for(group)
-if is_complete(left) then return 0 end
+if groups.standing(group) ~= 'open' then return 0 end
+local left = groups.waited_for(group)
+if groups.is_complete(left) then return 0 end
 local json = redis.call('GET', group)
 local is_member, added = {}, {}
-for _, task in ipairs(members(json)) do is_member[task] = true end
+for _, task in ipairs(groups.members(json)) do is_member[task] = true end
 for n = 2, #ARGV do
   if not is_member[ARGV[n]] then
     is_member[ARGV[n]] = true
@@ -69,14 +72,15 @@ if #added > 0 then
   redis.call('SET', group, json, 'KEEPTTL')
   push('SADD', left, added)
 end
-prolong_group(group, tonumber(ARGV[1]))
+groups.prolong(group, tonumber(ARGV[1]))
 return 1
 
 --@ claim
 -- KEYS: group   ARGV: EX or PX, keep, owner, ttl ms, the entry of a group that has none
 -- Returns mine, taken, sent or busy.
-local group, owner, claim, now = KEYS[1], ARGV[3], companion(KEYS[1], 'claim'), clock()
-local stands, reason = standing(group)
+local groups = group_verbs()
+local group, owner, claim, now = KEYS[1], ARGV[3], groups.companion(KEYS[1], 'claim'), clock()
+local stands, reason = groups.standing(group)
 if not stands then return refusal(group, reason) end
 local claimed, why = entry(claim)
 if claimed == nil then return refusal(claim, why) end
@@ -85,32 +89,34 @@ if stands == 'triggered' then
 elseif stands == 'claimed' then
   local ends, whose = match(claimed, '^(%d+):(.*)$')
   if ends and whose ~= owner and tonumber(ends) > now then return 'taken' end
-  prolong_group(group, milliseconds(ARGV[1], ARGV[2]))
-elseif redis.call('EXISTS', MUTEX) == 1 then
+  groups.prolong(group, milliseconds(ARGV[1], ARGV[2]))
+elseif redis.call('EXISTS', groups.mutex) == 1 then
   return 'busy'
 else
-  trigger(group, ARGV[5], ARGV[1], ARGV[2])
+  groups.trigger(group, ARGV[5], ARGV[1], ARGV[2])
 end
 redis.call('SET', claim, string.format('%.0f:', now + ARGV[4]) .. owner)
-live_as_long(claim, group)
+groups.live_as_long(claim, group)
 return 'mine'
 
 --@ sent
 -- KEYS: group   ARGV: EX or PX, keep, the entry of a group that has none
+local groups = group_verbs()
 local group = KEYS[1]
-local stands, reason = standing(group)
+local stands, reason = groups.standing(group)
 if not stands then return refusal(group, reason) end
-if stands == 'open' or stands == 'none' then trigger(group, ARGV[3], ARGV[1], ARGV[2]) end
-drop_companions(group)
+if stands == 'open' or stands == 'none' then groups.trigger(group, ARGV[3], ARGV[1], ARGV[2]) end
+groups.drop_companions(group)
 return 1
 
 --@ touch
 -- ARGV: keep ms, then per family: its length, UUIDs
+local groups = group_verbs()
 local at = 2
 while at <= #ARGV do
   local family = {}
   for n = at + 1, at + ARGV[at] do family[#family + 1] = ARGV[n] end
-  touch(family, tonumber(ARGV[1]))
+  groups.touch(family, tonumber(ARGV[1]))
   at = at + 1 + #family
 end
 return 1

@@ -68,16 +68,15 @@ end
 -- A script that only frees or moves must work when memory is full. From 7.0 on a flag says so; before, everything is
 -- let through once the script has written. So those scripts write something harmless, or something that frees, first.
 
---@ step allow-oom
--- Settles deliveries, each only if it is still held; then claims messages for one worker, and renews the leases.
--- KEYS: delayed set; then per group (a queue and a worker): Q, proc, workers, again, later, dead, inbox
--- ARGV: want (-1: claim nothing, nobody), lease ms, last number, "1" to register, EX or PX, keep, size of dead letters,
---       unique, number of groups, their workers; then items:
---       "g" group                 the items that follow are of this group (1 at first)
+--@ settle allow-oom
+-- Settles deliveries, each only if it is still held, and renews the leases of their workers.
+-- KEYS: delayed set; then per worker of one queue: Q, proc, workers, again, later, dead, inbox
+-- ARGV: lease ms, EX or PX, keep, size of dead letters, unique, number of workers, these; then items:
+--       "g" which                 the items that follow are this worker's (the first one's until then)
 --       "a" number                done
 --       "s" number id head tail   done, and this is its state
 --       "x" number verdict a b id head tail mode due pendings messages
---       "w" index number ... messages, as for "x"; then the parts of a workflow:
+--       "w" index number … messages, as for "x"; then what a workflow takes:
 --           ended groups family, group and UUID of the member, ending group; if that is not "": tombstone ended pendings
 --           messages
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
@@ -86,15 +85,13 @@ end
 --           once: the key that remembers an earlier publish of this message, or ""
 --           pendings, messages, ended, groups, family: how many, then (id json due)*, (queue due later body once)*,
 --           (id head tail mode due)*, (id json)*, (id)*
--- Returns, if it claims: {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was
--- never told. If not: {index, why, ...} of the items that are not at their end.
--- The group to claim for is the first one.
+-- Returns {index, why, ...} of the items that are not at their end.
 
-local delayed, unit, keep, size, unique = KEYS[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local now, groups = clock(), tonumber(ARGV[9])
-local i, last = 10 + groups, #ARGV
-local base, worker, proc = 1, ARGV[10], KEYS[3]
-local back, open_items = {}, {}
+local delayed, unit, keep, size, unique = KEYS[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local now, count = clock(), tonumber(ARGV[6])
+local i, last = 7 + count, #ARGV
+local base, worker, proc = 1, ARGV[7], KEYS[3]
+local back, unsettled = {}, {}
 
 -- where it goes on behind a list: its length, then so many words for each of it
 local function after(list, words)
@@ -147,73 +144,82 @@ local function send_each(list)
   end
 end
 
--- the parts of a workflow that begin at a word: where each of them is, and where it goes on behind them
-local function workflow_at(ended)
-  local opens = after(ended, 5)
-  local family = after(opens, 2)
-  local member = after(family, 1)
-  local ending = member + 2
-  local found = {ended = ended, opens = opens, family = family, member = member, ending = ending}
-  if ARGV[ending] == '' then return found, ending + 1 end
-  found.then_ended = ending + 2
-  found.then_pending = after(found.then_ended, 5)
-  found.then_sent = after(found.then_pending, 3)
-  return found, after(found.then_sent, 5)
-end
+-- What an item takes that has to do with a workflow: made when the first of them comes.
+local function workflow_verbs()
+  local groups = group_verbs()
 
--- what would keep a group from being ended: a key and the reason, or nil
-local function no_ending(flow)
-  local group = ARGV[flow.ending]
-  local stands, reason = standing(group)
-  if not stands then return group, reason end
-  local held = redis.pcall('EXISTS', MUTEX)
-  if type(held) == 'table' then return MUTEX, held.err end
-  local key
-  key, reason = no_entries(flow.then_ended, 5)
-  if not key then key, reason = no_entries(flow.then_pending, 3) end
-  if not key then key, reason = no_sending(flow.then_sent) end
-  return key, reason
-end
-
--- what would keep a workflow from going on: a key and the reason, or nil
-local function no_workflow(flow)
-  local key, reason = no_entries(flow.ended, 5)
-  if not key then key, reason = no_entries(flow.opens, 2) end
-  if not key and ARGV[flow.member] ~= '' then key, reason = no_counting(ARGV[flow.member]) end
-  if not key and ARGV[flow.ending] ~= '' then key, reason = no_ending(flow) end
-  return key, reason
-end
-
--- Lets a workflow go on; why the item is not at its end, or nil.
-local function go_on(flow)
-  record_each(flow.ended)
-  for at = flow.opens + 1, flow.family - 1, 2 do open(ARGV[at], ARGV[at + 1], unit, keep) end
-  if ARGV[flow.family] ~= '0' then
-    local family = {}
-    for at = flow.family + 1, flow.member - 1 do family[#family + 1] = ARGV[at] end
-    touch(family, milliseconds(unit, keep))
+  -- the parts of a workflow that begin at a word: where each of them is, and where it goes on behind them
+  local function workflow_at(ended)
+    local opens = after(ended, 5)
+    local family = after(opens, 2)
+    local member = after(family, 1)
+    local ending = member + 2
+    local found = {ended = ended, opens = opens, family = family, member = member, ending = ending}
+    if ARGV[ending] == '' then return found, ending + 1 end
+    found.then_ended = ending + 2
+    found.then_pending = after(found.then_ended, 5)
+    found.then_sent = after(found.then_pending, 3)
+    return found, after(found.then_sent, 5)
   end
-  local group, ending = ARGV[flow.member], ARGV[flow.ending]
-  if group ~= '' then
-    local progress = finish(group, ARGV[flow.member + 1])
-    if ending == '' and (progress == 'complete' or progress == 'lost') then return progress end
+
+  -- what would keep a group from being ended: a key and the reason, or nil
+  local function no_ending(flow)
+    local group = ARGV[flow.ending]
+    local stands, reason = groups.standing(group)
+    if not stands then return group, reason end
+    local held = redis.pcall('EXISTS', groups.mutex)
+    if type(held) == 'table' then return groups.mutex, held.err end
+    local key
+    key, reason = no_entries(flow.then_ended, 5)
+    if not key then key, reason = no_entries(flow.then_pending, 3) end
+    if not key then key, reason = no_sending(flow.then_sent) end
+    return key, reason
   end
-  local stands = ending ~= '' and standing(ending)
-  if stands and stands ~= 'triggered' then
-    if stands ~= 'claimed' then
-      if redis.call('EXISTS', MUTEX) == 1 then return 'busy' end
-      trigger(ending, ARGV[flow.ending + 1], unit, keep)
+
+  -- what would keep a workflow from going on: a key and the reason, or nil
+  local function no_workflow(flow)
+    local key, reason = no_entries(flow.ended, 5)
+    if not key then key, reason = no_entries(flow.opens, 2) end
+    if not key and ARGV[flow.member] ~= '' then key, reason = groups.no_counting(ARGV[flow.member]) end
+    if not key and ARGV[flow.ending] ~= '' then key, reason = no_ending(flow) end
+    return key, reason
+  end
+
+  -- Lets a workflow go on; why the item is not at its end, or nil.
+  local function go_on(flow)
+    record_each(flow.ended)
+    for at = flow.opens + 1, flow.family - 1, 2 do groups.open(ARGV[at], ARGV[at + 1], unit, keep) end
+    if ARGV[flow.family] ~= '0' then
+      local family = {}
+      for at = flow.family + 1, flow.member - 1 do family[#family + 1] = ARGV[at] end
+      groups.touch(family, milliseconds(unit, keep))
     end
-    drop_companions(ending)
-    record_each(flow.then_ended)
-    begin_each(flow.then_pending)
-    send_each(flow.then_sent)
+    local group, ending = ARGV[flow.member], ARGV[flow.ending]
+    if group ~= '' then
+      local progress = groups.finish(group, ARGV[flow.member + 1])
+      if ending == '' and (progress == 'complete' or progress == 'lost') then return progress end
+    end
+    local stands = ending ~= '' and groups.standing(ending)
+    if stands and stands ~= 'triggered' then
+      if stands ~= 'claimed' then
+        if redis.call('EXISTS', groups.mutex) == 1 then return 'busy' end
+        groups.trigger(ending, ARGV[flow.ending + 1], unit, keep)
+      end
+      groups.drop_companions(ending)
+      record_each(flow.then_ended)
+      begin_each(flow.then_pending)
+      send_each(flow.then_sent)
+    end
   end
+
+  return {at = workflow_at, obstacle = no_workflow, go_on = go_on}
 end
 
 local function bury_unsettled(key, reason, value)
   bury(KEYS[base + 6], size, 'wrong_key', 'cannot be settled: the key ' .. key .. ': ' .. reason, worker, value)
 end
+
+local workflows
 
 -- index: of an item of a workflow
 local function apply(at, index)
@@ -221,7 +227,10 @@ local function apply(at, index)
   local id, has_state, pendings = ARGV[at + 5], ARGV[at + 8] ~= '', at + 10
   local messages = after(pendings, 3)
   local flow, behind = nil, after(messages, 5)
-  if index then flow, behind = workflow_at(behind) end
+  if index then
+    workflows = workflows or workflow_verbs()
+    flow, behind = workflows.at(behind)
+  end
   local value = redis.call('HGET', proc, number)
   if not value then return behind end
   local wrong, old, reason = nil, false, nil
@@ -231,7 +240,7 @@ local function apply(at, index)
   end
   if not wrong then wrong, reason = no_entries(pendings, 3) end
   if not wrong then wrong, reason = no_sending(messages) end
-  if not wrong and flow then wrong, reason = no_workflow(flow) end
+  if not wrong and flow then wrong, reason = workflows.obstacle(flow) end
   if wrong then
     bury_unsettled(wrong, reason, value)
     redis.call('HDEL', proc, number)
@@ -239,10 +248,10 @@ local function apply(at, index)
   end
   if has_state then record(at + 5, old) end
   begin_each(pendings)
-  local why = flow and go_on(flow)
+  local why = flow and workflows.go_on(flow)
   if why then
-    open_items[#open_items + 1] = tonumber(index)
-    open_items[#open_items + 1] = why
+    unsettled[#unsettled + 1] = tonumber(index)
+    unsettled[#unsettled + 1] = why
     return behind
   end
   send_each(messages)
@@ -278,9 +287,9 @@ while i <= last do
     redis.call('HDEL', proc, ARGV[i + 1])
     i = i + 2
   elseif op == 'g' then
-    local group = tonumber(ARGV[i + 1])
-    base = 1 + 7 * (group - 1)
-    worker, proc = ARGV[9 + group], KEYS[base + 2]
+    local which = tonumber(ARGV[i + 1])
+    base = 1 + 7 * (which - 1)
+    worker, proc = ARGV[6 + which], KEYS[base + 2]
     i = i + 2
   elseif op == 'w' then
     i = apply(i + 1, ARGV[i + 1])
@@ -290,13 +299,22 @@ while i <= last do
 end
 for n = #back, 1, -1 do give_back(unpack(back[n])) end
 
-local want = tonumber(ARGV[1])
-local ends = now + ARGV[2]
-local Q, proc, workers, again, inbox = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[8]
-local mine, seq = ARGV[10], tonumber(ARGV[3])
+for which = 1, count do
+  local workers = KEYS[7 * which - 3]
+  local score = redis.call('ZSCORE', workers, ARGV[6 + which])
+  if score and tonumber(score) > 0 then redis.call('ZADD', workers, now + ARGV[1], ARGV[6 + which]) end
+end
+return unsettled
+
+--@ take allow-oom
+-- Claims messages for one worker, and renews its lease.
+-- KEYS: Q, proc, workers, again, inbox   ARGV: worker, lease ms, want, last number, "1" to register
+-- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
+local Q, proc, workers, again, inbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local mine, want, seq = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local function claim()
-  local fresh, held, values = {}, {}, {}
+  local held, values = {}, {}
   local function hold(value)
     seq = seq + 1
     held[#held + 1] = seq
@@ -340,21 +358,14 @@ local function untold()
   return found
 end
 
-local answer = open_items
-if want >= 0 then
-  local score = redis.call('ZSCORE', workers, mine)
-  local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
-  if not score and ARGV[4] ~= '1' or score and tonumber(score) < 0 or known < seq then
-    return {1}
-  end
-  if known > seq then answer = untold() else answer = claim() end
-  redis.call('ZADD', workers, ends, mine)
+redis.call('ZREM', workers, '')
+local score = redis.call('ZSCORE', workers, mine)
+local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
+if not score and ARGV[5] ~= '1' or score and tonumber(score) < 0 or known < seq then
+  return {1}
 end
-for group = 1, groups do
-  local at = 1 + 7 * (group - 1)
-  local score = redis.call('ZSCORE', KEYS[at + 3], ARGV[9 + group])
-  if score and tonumber(score) > 0 then redis.call('ZADD', KEYS[at + 3], ends, ARGV[9 + group]) end
-end
+local answer = known > seq and untold() or claim()
+redis.call('ZADD', workers, clock() + ARGV[2], mine)
 return answer
 
 --@ extend allow-oom
@@ -418,8 +429,8 @@ return 1
 -- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
 -- submitted by an earlier try of this call.
 local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
-local groups = 5 + 3 * count
-local plans = groups + 1 + 2 * ARGV[groups]
+local opened = 5 + 3 * count
+local plans = opened + 1 + 2 * ARGV[opened]
 local first = plans + 1 + 2 * ARGV[plans]
 local is_new = {[0] = true}
 for n = 1, count do
@@ -428,8 +439,9 @@ for n = 1, count do
   if old == nil then return refusal(id, reason) end
   is_new[n] = not (old and created_at(old) == created_at(json))
 end
-for at = groups + 1, plans - 1, 2 do
-  local stands, reason = standing(ARGV[at])
+local groups = plans > opened + 1 and group_verbs()
+for at = opened + 1, plans - 1, 2 do
+  local stands, reason = groups.standing(ARGV[at])
   if not stands then return refusal(ARGV[at], reason) end
 end
 for at = plans + 1, first - 1, 2 do
@@ -448,7 +460,7 @@ end
 for n = 1, count do
   if is_new[n] then redis.call('SET', ARGV[2 + 3 * n], ARGV[3 + 3 * n], lasting(unit, keep, ARGV[4 + 3 * n])) end
 end
-for at = groups + 1, plans - 1, 2 do open(ARGV[at], ARGV[at + 1], unit, keep) end
+for at = opened + 1, plans - 1, 2 do groups.open(ARGV[at], ARGV[at + 1], unit, keep) end
 for at = plans + 1, first - 1, 2 do redis.call('SET', ARGV[at], ARGV[at + 1], unit, keep) end
 local queue, run = nil, {}
 for i = first, #ARGV, 5 do

@@ -85,7 +85,8 @@ POLL = 0.1
 """How often (seconds) a queue is polled where BLMOVE cannot be used."""
 
 _SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "brokers/redis.lua")
-_STEP, _EXTEND, _RELEASE = _SCRIPTS["step"], _SCRIPTS["extend"], _SCRIPTS["release"]
+_SETTLE, _TAKE = _SCRIPTS["settle"], _SCRIPTS["take"]
+_EXTEND, _RELEASE = _SCRIPTS["extend"], _SCRIPTS["release"]
 _PUBLISH, _SUBMIT = _SCRIPTS["publish"], _SCRIPTS["submit"]
 _TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
 
@@ -308,18 +309,19 @@ class RedisBroker:
             ends_at = asyncio.get_running_loop().time() + wait
             await self._announce({queue})
             while True:
-                deliveries = await self._claim(worker, limit)
+                deliveries = await self._take(worker, limit)
                 left = ends_at - asyncio.get_running_loop().time()
                 if deliveries or worker.is_fenced or left <= 0:
                     return deliveries
                 await self._wait_for_message(worker, left)
 
-    async def _claim(self, worker: _Worker, limit: int) -> Sequence[Delivery]:
-        is_new = not worker.is_registered
-        claim: tuple[Word, ...] = (min(limit, MAX_BATCH), self._lease_ms, worker.last, "1" if is_new else "0")
-        keys, args = self._packed((), 0.0, claim, (worker.queue, worker.id))
+    async def _take(self, worker: _Worker, limit: int) -> Sequence[Delivery]:
+        queue, proc, workers, again, _, _, inbox = _keys(worker.queue, worker.id)
+        keys = (queue, proc, workers, again, inbox)
+        is_new = "0" if worker.is_registered else "1"
+        args = (worker.id, self._lease_ms, min(limit, MAX_BATCH), worker.last, is_new)
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
-        status, *rest = await self._link.run(_STEP, keys, args)
+        status, *rest = await self._link.run(_TAKE, keys, args)
         worker.is_doubtful, worker.is_registered = was_doubtful, True
         if status == _FENCED:
             worker.is_fenced = True
@@ -382,8 +384,8 @@ class RedisBroker:
     async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
         if not batch:
             return ()
-        keys, args = self._packed(batch, keep, (-1, self._lease_ms, 0, "0"), None)
-        unsettled = await self._link.run(_STEP, keys, args)
+        keys, args = self._packed(batch, keep)
+        unsettled = await self._link.run(_SETTLE, keys, args)
         return [Unsettled(batch[index], Progress(why.decode())) for index, why in _pairs(unsettled)]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
@@ -403,12 +405,10 @@ class RedisBroker:
             lost.update((worker, number) for number in gone)
         return [delivery for delivery in deliveries if delivery.receipt in lost]
 
-    def _packed(
-        self, batch: Sequence[Settled], keep: float, claim: tuple[Word, ...], group: tuple[str, str] | None
-    ) -> tuple[list[Word], list[Word]]:
-        """The keys and arguments of a step: see ``redis.lua``. This is the hottest line of the driver."""
-        groups: dict[tuple[str, str], int] = {} if group is None else {group: 1}
-        queue, worker = group or ("", "")
+    def _packed(self, batch: Sequence[Settled], keep: float) -> tuple[list[Word], list[Word]]:
+        """The keys and arguments of ``settle``: see ``redis.lua``. This is the hottest line of the driver."""
+        groups: dict[tuple[str, str], int] = {}
+        queue = worker = ""
         items: list[Word] = []
         add = items.extend
         for index, item in enumerate(batch):
@@ -439,7 +439,7 @@ class RedisBroker:
             keys += _keys(*each)
         workers = [worker for _, worker in groups]
         unique = secrets.token_hex(8)
-        return keys, [*claim, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
+        return keys, [self._lease_ms, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
 
     def _packed_at_length(self, item: Settled, number: int) -> Iterator[Word]:
         yield number

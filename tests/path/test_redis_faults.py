@@ -135,11 +135,11 @@ async def test_after_a_lost_submit_the_repeat_adds_no_second_copy(proxy: FaultPr
 async def test_after_a_lost_fetch_the_next_one_returns_what_was_taken(proxy: FaultProxy, redis_url: str) -> None:
     async with opened(RedisBroker(through(proxy, redis_url))) as broker:
         await broker.publish([message(name) for name in "abcdef"])
-        happened = proxy.lose_reply("step")
+        happened = proxy.lose_reply("take")
         with pytest.raises(Unavailable):
             await broker.fetch("q", 2, 0)  # the first of all, which also registers
         first = await broker.fetch("q", 2, 0)
-        proxy.lose_reply("step")
+        proxy.lose_reply("take")
         with pytest.raises(Unavailable):
             await broker.fetch("q", 3, 0)
         second = await broker.fetch("q", 3, 0)
@@ -193,9 +193,9 @@ async def test_a_lost_ack_nack_or_bury_can_be_repeated(proxy: FaultProxy, redis_
         await broker.publish([message(name) for name in "abcd"])
         a, b, c, d = await broker.fetch("q", 10, 0)
         await lost(proxy, "HDEL", lambda: broker.ack([a]))
-        await lost(proxy, "step", lambda: broker.bury([b], "reason", "error"))
-        await lost(proxy, "step", lambda: broker.nack([c]))
-        await lost(proxy, "step", lambda: broker.nack([d], delay=60))
+        await lost(proxy, "settle", lambda: broker.bury([b], "reason", "error"))
+        await lost(proxy, "settle", lambda: broker.nack([c]))
+        await lost(proxy, "settle", lambda: broker.nack([d], delay=60))
         depth = await broker.depth("q")
         assert (depth.ready, depth.held, depth.delayed, depth.dead) == (1, 0, 1, 1)
         again = await broker.fetch("q", 10, 0)
@@ -226,7 +226,7 @@ async def test_a_lost_settle_can_be_repeated(proxy: FaultProxy, redis_url: str) 
             await broker.settle(batch, KEPT)
             await backend.put([state("callback", State.STARTED)])
 
-        await lost(proxy, "step", settle)
+        await lost(proxy, "settle", settle)
         await broker.settle(batch, KEPT)
         found = await backend.get(["task_a", "task_b", "task_c", "task_callback"])
         assert [one and one.state for one in found] == [State.SUCCESS, State.RETRY, State.FAILURE, State.STARTED]
@@ -307,7 +307,7 @@ async def test_a_lost_settle_of_a_workflow_can_be_repeated(proxy: FaultProxy, re
             )
             for one, name in zip(held, "ab", strict=True)
         ]
-        await lost(proxy, "step", lambda: broker.settle(batch, KEPT))
+        await lost(proxy, "settle", lambda: broker.settle(batch, KEPT))
         (last,) = await broker.settle(batch, KEPT)
         assert last == Unsettled(batch[1], Progress.COMPLETE)
         callback = message("callback")
@@ -317,7 +317,7 @@ async def test_a_lost_settle_of_a_workflow_can_be_repeated(proxy: FaultProxy, re
             assert list(await broker.settle([replace(last.item, end=end)], KEPT)) == []
             await backend.put([state("callback", State.STARTED)])
 
-        await lost(proxy, "step", ends)
+        await lost(proxy, "settle", ends)
         await ends()
         assert names(await broker.fetch("q", 10, 0)) == ["a-next", "callback", "b-next"]
         found = await backend.get(["task_a", "task_b", "task_never", "task_callback"])
@@ -533,13 +533,13 @@ async def test_every_verb_is_one_request(proxy: FaultProxy, redis_url: str) -> N
 
         await asks("submit", broker.submit([state("a", State.PENDING)], [message(name) for name in "abcd"], KEPT))
         await asks("publish", broker.publish([message("e"), message("f", not_before=4e9)]))
-        held += await asks("step", broker.fetch("q", 10, 5))
+        held += await asks("take", broker.fetch("q", 10, 5))
         assert len(held) == 5
         await asks("extend", broker.extend(held))
-        await asks("step", broker.nack(held[:1]))
-        await asks("step", broker.bury(held[1:2], "reason", "error"))
+        await asks("settle", broker.nack(held[:1]))
+        await asks("settle", broker.bury(held[1:2], "reason", "error"))
         await asks("HDEL", broker.ack(held[2:4]))
-        await asks("step", broker.settle([Settled(held[4], Ack(), state("a", State.SUCCESS))], KEPT))
+        await asks("settle", broker.settle([Settled(held[4], Ack(), state("a", State.SUCCESS))], KEPT))
         await asks("put", backend.begin([state("b", State.PENDING), state("c", State.PENDING)]))
         await asks("MGET", backend.get(["task_a", "task_b"]))
         await asks("open", backend.open_groups([group("task_a", "task_b"), group("task_c", uuid="group_b")]))
@@ -558,8 +558,8 @@ async def test_every_verb_is_one_request(proxy: FaultProxy, redis_url: str) -> N
         await broker.ack([last])
         (last,) = await broker.fetch("q", 10, 0)
         item = Settled(last, Ack(), state("g", State.SUCCESS), member=Member("group_c", "task_g"), alive=("group_c",))
-        assert await asks("step", broker.settle([item], KEPT)) == [Unsettled(item, Progress.COMPLETE)]
-        await asks("step", broker.settle([replace(item, end=GroupEnd("group_c"))], KEPT))
+        assert await asks("settle", broker.settle([item], KEPT)) == [Unsettled(item, Progress.COMPLETE)]
+        await asks("settle", broker.settle([replace(item, end=GroupEnd("group_c"))], KEPT))
 
 
 # -------------------------------------------------------------------------------------------------- outages
