@@ -12,15 +12,22 @@ from dataclasses import replace
 
 from asyncqueue.backends.base import Member
 from asyncqueue.brokers.base import GroupEnd, Message, Settled
-from asyncqueue.clock import NANOSECONDS
-from asyncqueue.engine.messages import MAX_ERROR_TEXT, Rules, callback_id, failure_state, message, pending, with_headers
+from asyncqueue.engine.messages import (
+    MAX_ERROR_TEXT,
+    Rules,
+    callback_id,
+    failure_state,
+    message,
+    pending,
+    timed,
+    with_headers,
+)
 from asyncqueue.errors import ArgumentError
 from asyncqueue.models import changed
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
 from asyncqueue.workflow import (
     BROKEN_HEADER,
-    COUNTDOWN_HEADER,
     ON_FAILURE_HEADER,
     PLAN_HEADER,
     MemberFailure,
@@ -71,7 +78,7 @@ def after_replacement(
     base: Settled, signature: Signature, entries: Sequence[Signature], rules: Rules, now_ns: int
 ) -> Settled:
     """``base`` with the workflow that a task goes on as."""
-    ready = [with_headers(_timed(each, now_ns), aq_check="1") for each in entries]
+    ready = [with_headers(timed(each, now_ns), aq_check="1") for each in entries]
     return replace(_sending(base, ready, rules, now_ns), alive=(signature.uuid, *family(signature)))
 
 
@@ -172,7 +179,7 @@ def _ready(parent: Signature, kind: str, callbacks: Sequence[Signature], now_ns:
     """Callbacks as they are sent: with the UUIDs that they always get, and word that they may be a second copy."""
     return [
         with_headers(
-            _timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), aq_check="1"
+            timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), aq_check="1"
         )
         for index, each in enumerate(callbacks)
     ]
@@ -186,12 +193,6 @@ def _sending(base: Settled, ready: Sequence[Signature], rules: Rules, now_ns: in
         publish=(*base.publish, *(message(each, rules.default_queue, now_ns) for each in ready)),
         opens=(*base.opens, *(changed(each, {"created_at": now_ns}) for each in groups)),
     )
-
-
-def _timed(signature: Signature, now_ns: int) -> Signature:
-    """With the due time of one whose time begins when it is sent."""
-    seconds = header(signature, COUNTDOWN_HEADER)
-    return signature.with_changes(eta=now_ns + int(float(seconds) * NANOSECONDS)) if seconds else signature
 
 
 def _appended(signature: Signature, passed: tuple[Arg, ...]) -> Signature:

@@ -9,9 +9,9 @@ from asyncqueue import wire
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.models import made
-from asyncqueue.signature import Signature
+from asyncqueue.signature import Signature, header
 from asyncqueue.state import State, TaskState
-from asyncqueue.workflow import attempt_of
+from asyncqueue.workflow import COUNTDOWN_HEADER, attempt_of
 
 MAX_ERROR_TEXT = 8_192
 
@@ -80,6 +80,12 @@ def with_headers(signature: Signature, **changes: str) -> Signature:
     """A copy with these headers added; ``_`` in a name stands for ``-``."""
     named = {name.replace("_", "-"): value for name, value in changes.items()}
     return signature.with_changes(headers={**(signature.headers or {}), **named})
+
+
+def timed(signature: Signature, now_ns: int) -> Signature:
+    """With the due time of one whose time begins when it is sent."""
+    seconds = header(signature, COUNTDOWN_HEADER)
+    return signature.with_changes(eta=now_ns + int(float(seconds) * NANOSECONDS)) if seconds else signature
 
 
 def later(eta: int | None, now_ns: int) -> float | None:

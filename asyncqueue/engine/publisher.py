@@ -9,7 +9,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
-from asyncqueue.engine.messages import Rules, callback_id, message, pending
+from asyncqueue.engine.messages import Rules, callback_id, message, pending, timed
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
 from asyncqueue.engine.patience import Patience
@@ -156,11 +156,11 @@ class Publisher:
         return _Prepared(filled, pending(filled, now), ready)
 
     async def _outgoing(self, workflow: Compiled) -> Outgoing:
+        now = self._clock.now_ns()
         prepared: list[_Prepared] = []
         for entry in workflow.entries:
-            hooked = await self._hooked(entry)
+            hooked = await self._hooked(timed(entry, now))
             prepared.append(self._prepared(hooked.with_changes(uuid=entry.uuid)))
-        now = self._clock.now_ns()
         starts = [each.state.not_before for each in prepared if each.state.not_before is not None]
         begins = max(starts, default=None)
         tasks = tasks_in(workflow.entries, workflow.plans)
