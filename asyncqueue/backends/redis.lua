@@ -1,4 +1,5 @@
--- The scripts of the Redis backend. One key per task, group or plan, named by its UUID; Machinery's JSON in the first two.
+-- The scripts of the Redis backend. One key per task, group or plan, named by its UUID; in the first two is Machinery's
+-- JSON.
 
 --@ put
 -- KEYS: UUIDs   ARGV: EX or PX, keep, then per UUID: mode head tail due
@@ -23,14 +24,15 @@ end
 return #KEYS
 
 --@ open
--- KEYS: groups   ARGV: EX or PX, keep, their JSON
+-- KEYS: groups   ARGV: EX or PX, keep, then per group: JSON due
+-- due: when the group is due, ms; the entry is kept from then on
 -- Nothing is written when one of the keys holds something that is no group.
 local groups = group_verbs()
 for _, group in ipairs(KEYS) do
   local stands, reason = groups.standing(group)
   if not stands then return refusal(group, reason) end
 end
-for n, group in ipairs(KEYS) do groups.open(group, ARGV[n + 2], ARGV[1], ARGV[2]) end
+for n, group in ipairs(KEYS) do groups.open(group, ARGV[2 * n + 1], lasting(ARGV[1], ARGV[2], ARGV[2 * n + 2])) end
 return #KEYS
 
 --@ finish
@@ -48,7 +50,7 @@ for n, group in ipairs(KEYS) do found[n] = groups.finish(group, ARGV[n]) end
 return found
 
 --@ add
--- KEYS: group   ARGV: keep ms, members   Returns 1, or 0 where the group is over or has no entry.
+-- KEYS: group   ARGV: EX or PX, keep, members   Returns 1, or 0 where the group is over or has no entry.
 local groups = group_verbs()
 local group = KEYS[1]
 local key, reason = groups.no_counting(group)
@@ -59,7 +61,7 @@ if groups.is_complete(left) then return 0 end
 local json = redis.call('GET', group)
 local is_member, added = {}, {}
 for _, task in ipairs(groups.members(json)) do is_member[task] = true end
-for n = 2, #ARGV do
+for n = 3, #ARGV do
   if not is_member[ARGV[n]] then
     is_member[ARGV[n]] = true
     added[#added + 1] = ARGV[n]
@@ -72,7 +74,7 @@ if #added > 0 then
   redis.call('SET', group, json, 'KEEPTTL')
   push('SADD', left, added)
 end
-groups.prolong(group, tonumber(ARGV[1]))
+groups.prolong(group, milliseconds(ARGV[1], ARGV[2]))
 return 1
 
 --@ claim
@@ -110,13 +112,13 @@ groups.drop_companions(group)
 return 1
 
 --@ touch
--- ARGV: keep ms, then per family: its length, UUIDs
+-- ARGV: EX or PX, keep, due (ms), then per family: its length, UUIDs
 local groups = group_verbs()
-local at = 2
+local at = 4
 while at <= #ARGV do
   local family = {}
   for n = at + 1, at + ARGV[at] do family[#family + 1] = ARGV[n] end
-  groups.touch(family, tonumber(ARGV[1]))
+  groups.touch(family, ARGV[1], ARGV[2], ARGV[3])
   at = at + 1 + #family
 end
 return 1

@@ -130,8 +130,10 @@ class RedisBackend:
             await self._link.call("UNLINK", *task_ids)
 
     async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
+        args: list[Word] = [*expiry(self.results_expire_in)]
+        for group in groups:
+            args += (encode_group(group), kept_from(group.not_before))
         if groups:
-            args: list[Word] = [*expiry(self.results_expire_in), *map(encode_group, groups)]
             await self._link.run(_SCRIPTS["open"], [group.group_uuid for group in groups], args)
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
@@ -145,7 +147,7 @@ class RedisBackend:
         return [Progress(word.decode()) for word in await self._link.run(_SCRIPTS["finish"], groups, tasks)]
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
-        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), (self._keep_ms, *task_ids)))
+        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), (*expiry(self.results_expire_in), *task_ids)))
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         args = (*expiry(self.results_expire_in), owner, round(ttl * 1000), tombstone(group_id))
@@ -158,7 +160,7 @@ class RedisBackend:
     async def put_plans(self, plans: Sequence[Plan]) -> None:
         args: list[Word] = [*expiry(self.results_expire_in)]
         for plan in plans:
-            args += ("b", encode_plan(plan), "", "")
+            args += ("b", encode_plan(plan), "", kept_from(plan.not_before))
         if plans:
             await self._link.run(_SCRIPTS["put"], [plan.plan_id for plan in plans], args)
 
@@ -166,25 +168,21 @@ class RedisBackend:
         reply = await self._link.call("MGET", *plan_ids) if plan_ids else []
         return [None if data is None else decode_plan(name, data) for name, data in zip(plan_ids, reply, strict=True)]
 
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        args: list[Word] = [self._keep_ms]
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        args: list[Word] = [*expiry(self.results_expire_in), kept_from(not_before)]
         for family in families:
             if family:
                 args += (len(family), *family)
-        if len(args) > 1:
+        if any(families):
             await self._link.run(_SCRIPTS["touch"], (), args)
-
-    @property
-    def _keep_ms(self) -> int:
-        return max(1, round(self.results_expire_in * 1000))
 
     async def _write(self, states: Sequence[tuple[TaskState, str]]) -> None:
         args: list[Word] = [*expiry(self.results_expire_in)]
         for state, mode in states:
             if mode in "bo" or state.created_at != ZERO:
-                args += (mode, encode_state(state), "", kept_from(state))
+                args += (mode, encode_state(state), "", kept_from(state.not_before))
             else:
-                args += (mode, *encode_state_around_created_at(state), kept_from(state))
+                args += (mode, *encode_state_around_created_at(state), kept_from(state.not_before))
         if states:
             await self._link.run(_SCRIPTS["put"], [state.task_uuid for state, _ in states], args)
 

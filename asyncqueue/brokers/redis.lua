@@ -77,14 +77,14 @@ end
 --       "s" number id head tail   done, and this is its state
 --       "x" number verdict a b id head tail mode due pendings messages
 --       "w" index number … messages, as for "x"; then what a workflow takes:
---           ended groups family, group and UUID of the member, ending group; if that is not "": tombstone ended pendings
---           messages
+--           ended groups family, group and UUID of the member, ending group; if that is not "": tombstone ended
+--           pendings messages
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
 --           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
---           due: of a state, ms: it is kept from then on; of a message, ns; or ""
+--           due: of an entry, ms: it is kept from then on; of a message, ns; or ""
 --           once: the key that remembers an earlier publish of this message, or ""
---           pendings, messages, ended, groups, family: how many, then (id json due)*, (queue due later body once)*,
---           (id head tail mode due)*, (id json)*, (id)*
+--           pendings, groups, messages, ended, family: how many, then (id json due)*, (id json due)*,
+--           (queue due later body once)*, (id head tail mode due)*, (id)*
 -- Returns {index, why, ...} of the items that are not at their end.
 
 local delayed, unit, keep, size, unique = KEYS[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -151,7 +151,7 @@ local function workflow_verbs()
   -- the parts of a workflow that begin at a word: where each of them is, and where it goes on behind them
   local function workflow_at(ended)
     local opens = after(ended, 5)
-    local family = after(opens, 2)
+    local family = after(opens, 3)
     local member = after(family, 1)
     local ending = member + 2
     local found = {ended = ended, opens = opens, family = family, member = member, ending = ending}
@@ -179,20 +179,22 @@ local function workflow_verbs()
   -- what would keep a workflow from going on: a key and the reason, or nil
   local function no_workflow(flow)
     local key, reason = no_entries(flow.ended, 5)
-    if not key then key, reason = no_entries(flow.opens, 2) end
+    if not key then key, reason = no_entries(flow.opens, 3) end
     if not key and ARGV[flow.member] ~= '' then key, reason = groups.no_counting(ARGV[flow.member]) end
     if not key and ARGV[flow.ending] ~= '' then key, reason = no_ending(flow) end
     return key, reason
   end
 
-  -- Lets a workflow go on; why the item is not at its end, or nil.
-  local function go_on(flow)
+  -- Lets a workflow go on, whose next part is due then (ms; '' for now); why the item is not at its end, or nil.
+  local function go_on(flow, due)
     record_each(flow.ended)
-    for at = flow.opens + 1, flow.family - 1, 2 do groups.open(ARGV[at], ARGV[at + 1], unit, keep) end
+    for at = flow.opens + 1, flow.family - 1, 3 do
+      groups.open(ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2]))
+    end
     if ARGV[flow.family] ~= '0' then
       local family = {}
       for at = flow.family + 1, flow.member - 1 do family[#family + 1] = ARGV[at] end
-      groups.touch(family, milliseconds(unit, keep))
+      groups.touch(family, unit, keep, due)
     end
     local group, ending = ARGV[flow.member], ARGV[flow.ending]
     if group ~= '' then
@@ -248,7 +250,7 @@ local function apply(at, index)
   end
   if has_state then record(at + 5, old) end
   begin_each(pendings)
-  local why = flow and workflows.go_on(flow)
+  local why = flow and workflows.go_on(flow, ARGV[at + 9])
   if why then
     unsettled[#unsettled + 1] = tonumber(index)
     unsettled[#unsettled + 1] = why
@@ -423,15 +425,15 @@ if remember > 0 then redis.call('SET', KEYS[2], (before or '') .. tokens, 'PX', 
 return 1
 
 --@ submit
--- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, number of groups, (id json)*, number
--- of plans, (id body)*, (queue due later state body)*
--- due: of a state, ms: it is kept from then on; of a message, ns; or ""
+-- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, number of groups, (id json due)*,
+-- number of plans, (id body due)*, (queue due later state body)*
+-- due: of an entry, ms: it is kept from then on; of a message, ns; or ""
 -- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
 -- submitted by an earlier try of this call.
 local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
 local opened = 5 + 3 * count
-local plans = opened + 1 + 2 * ARGV[opened]
-local first = plans + 1 + 2 * ARGV[plans]
+local plans = opened + 1 + 3 * ARGV[opened]
+local first = plans + 1 + 3 * ARGV[plans]
 local is_new = {[0] = true}
 for n = 1, count do
   local id, json = ARGV[2 + 3 * n], ARGV[3 + 3 * n]
@@ -440,11 +442,11 @@ for n = 1, count do
   is_new[n] = not (old and created_at(old) == created_at(json))
 end
 local groups = plans > opened + 1 and group_verbs()
-for at = opened + 1, plans - 1, 2 do
+for at = opened + 1, plans - 1, 3 do
   local stands, reason = groups.standing(ARGV[at])
   if not stands then return refusal(ARGV[at], reason) end
 end
-for at = plans + 1, first - 1, 2 do
+for at = plans + 1, first - 1, 3 do
   local old, reason = entry(ARGV[at])
   if old == nil then return refusal(ARGV[at], reason) end
 end
@@ -460,8 +462,8 @@ end
 for n = 1, count do
   if is_new[n] then redis.call('SET', ARGV[2 + 3 * n], ARGV[3 + 3 * n], lasting(unit, keep, ARGV[4 + 3 * n])) end
 end
-for at = opened + 1, plans - 1, 2 do groups.open(ARGV[at], ARGV[at + 1], unit, keep) end
-for at = plans + 1, first - 1, 2 do redis.call('SET', ARGV[at], ARGV[at + 1], unit, keep) end
+for at = opened + 1, plans - 1, 3 do groups.open(ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2])) end
+for at = plans + 1, first - 1, 3 do redis.call('SET', ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2])) end
 local queue, run = nil, {}
 for i = first, #ARGV, 5 do
   if is_new[tonumber(ARGV[i + 3])] then

@@ -262,13 +262,13 @@ class RedisBroker:
         position = {state.task_uuid: number for number, state in enumerate(states, 1)}
         args: list[Word] = [*expiry(keep), secrets.token_hex(8), len(states)]
         for state in states:
-            args += (state.task_uuid, encode_state(state), kept_from(state))
+            args += (state.task_uuid, encode_state(state), kept_from(state.not_before))
         args.append(len(groups))
         for group in groups:
-            args += (group.group_uuid, encode_group(group))
+            args += (group.group_uuid, encode_group(group), kept_from(group.not_before))
         args.append(len(plans))
         for plan in plans:
-            args += (plan.plan_id, encode_plan(plan))
+            args += (plan.plan_id, encode_plan(plan), kept_from(plan.not_before))
         for message in messages:
             args += (message.queue, *self._due(message), position.get(message.id, 0), message.body)
         await self._announce({message.queue for message in messages})
@@ -460,7 +460,7 @@ class RedisBroker:
         yield from _packed_ended(item.ended)
         yield len(item.opens)
         for group in item.opens:
-            yield from (group.group_uuid, encode_group(group))
+            yield from (group.group_uuid, encode_group(group), kept_from(group.not_before))
         yield len(item.alive)
         yield from item.alive
         yield from ("", "") if item.member is None else (item.member.group_id, item.member.task_id)
@@ -618,11 +618,11 @@ def _packed_state(state: TaskState | None) -> tuple[Word, Word, Word, Word, Word
     if state is None:
         return "", "", "", "", ""
     if state.state is State.PENDING:
-        return state.task_uuid, encode_state(state), "", "o", kept_from(state)
+        return state.task_uuid, encode_state(state), "", "o", kept_from(state.not_before)
     mode = "p" if state.task_name else "n"
     if state.created_at != ZERO:
-        return state.task_uuid, encode_state(state), "", mode, kept_from(state)
-    return state.task_uuid, *encode_state_around_created_at(state), mode, kept_from(state)
+        return state.task_uuid, encode_state(state), "", mode, kept_from(state.not_before)
+    return state.task_uuid, *encode_state_around_created_at(state), mode, kept_from(state.not_before)
 
 
 def _packed_ended(states: Sequence[TaskState]) -> Iterator[Word]:
@@ -634,7 +634,7 @@ def _packed_ended(states: Sequence[TaskState]) -> Iterator[Word]:
 def _packed_pending(states: Sequence[TaskState]) -> Iterator[Word]:
     yield len(states)
     for state in states:
-        yield from (state.task_uuid, encode_state(state), kept_from(state))
+        yield from (state.task_uuid, encode_state(state), kept_from(state.not_before))
 
 
 def _parts(value: bytes) -> tuple[bytes, bytes]:

@@ -1,17 +1,18 @@
--- Groups, as Machinery keeps them: one JSON text per UUID, of which only the flag and the list of members are rewritten.
+-- Groups, as Machinery keeps them: one JSON text per UUID. Only the flag and the list of members in it are ever changed.
 -- UUIDs have neither quotes nor brackets, and the fields stand in Go's order: a plain search finds both.
 --
 -- <group>              STRING  Machinery's GroupMeta
--- {<group>}:aq:left    SET     the members not known to have ended, and '', so that it is there when they all have. Made
---                              when the first one ends; lives as long as the group, and until what follows it is sent
--- {<group>}:aq:claim   STRING  "<until, ms>:<owner>": who has triggered it, and is about to send what follows. Lives so too
+-- {<group>}:aq:left    SET     the members not known to have ended, and '', so that it is there when they all have; made
+--                              when the first one ends
+-- {<group>}:aq:claim   STRING  "<until, ms>:<owner>": who has triggered it, and is about to send what follows
+--                              Both live as long as the group, or until what follows it is sent.
 -- TriggerChordMutex    STRING  a Go worker has it while it looks whether some group is triggered, and triggers it
 --
 -- The last fields of a group, and the first ones of a state, are read without the rest: a group is as long as it has
 -- members, a state as its results.
 
--- What scripts do with groups, in one table: made by those that need it. Functions take time to make, and most calls have
--- nothing to do with groups.
+-- What scripts do with groups, in one table: made by those that need it. Functions take time to make, and most calls
+-- have nothing to do with groups.
 local function group_verbs()
   local mutex = 'TriggerChordMutex'
 
@@ -39,7 +40,7 @@ local function group_verbs()
     if rest >= 0 then redis.call('PEXPIRE', key, rest) end
   end
 
-  -- How a group stands: 'open', 'claimed', 'triggered' or 'none'; nil and the reason where its key holds something else.
+  -- How a group stands: 'open', 'claimed', 'triggered' or 'none'; nil and the reason where something else is there.
   local function standing(group)
     local json = redis.pcall('GETRANGE', group, -200, -1)
     if type(json) == 'table' then return nil, json.err end
@@ -110,8 +111,8 @@ local function group_verbs()
     return left
   end
 
-  -- Whether nobody is waited for any more. Members that have ended unseen are found by drawing some and looking at their
-  -- states: each is found once, and whoever asks looks at one at most that has not.
+  -- Whether nobody is waited for any more. Members that have ended unseen are found by drawing some and looking at
+  -- their states: each is found once, and whoever asks looks at one at most that has not.
   local function is_complete(left)
     local was_any
     repeat
@@ -137,10 +138,11 @@ local function group_verbs()
     return is_complete(left) and 'complete' or 'waiting'
   end
 
-  -- Keep entries for `keep` ms, unless the first of them has most of that left.
-  local function touch(family, keep)
-    local rest = redis.pcall('PTTL', family[1])
-    if type(rest) ~= 'number' or rest == -1 or rest > 0.75 * keep then return end
+  -- Keep entries as though they were written now, or when they are due; unless the first of them gains little by that.
+  local function touch(family, unit, keep, due)
+    local rest, least = redis.pcall('PTTL', family[1]), milliseconds(unit, keep) / 4
+    keep = milliseconds(lasting(unit, keep, due))
+    if type(rest) ~= 'number' or rest == -1 or keep - rest < least then return end
     local done = {}
     local function keep_alive(id)
       if done[id] then return end

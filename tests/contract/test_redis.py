@@ -823,6 +823,29 @@ async def test_every_key_of_a_group_lies_in_its_slot_and_ends_with_it(name: str,
         assert set(await keys(redis)) == {name}
 
 
+async def test_a_workflow_for_later_is_kept_from_when_it_is_due(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        due = float((await redis.time())[0]) + 1_000
+        plans = [Plan(f"plan_{name}", (), ("task_old",), not_before=due) for name in "ab"]
+        await backend.begin([TaskState(task_uuid="task_old", task_name="old")])
+        await backend.open_groups([group("group_a", "task_a", not_before=due)])
+        await backend.put_plans(plans[:1])
+        await broker.submit([], [message("x")], KEPT, groups=[group("group_b", not_before=due)], plans=plans[1:])
+        (x,) = await broker.fetch("q", 1, 0)
+        retried = TaskState(task_uuid="task_x", task_name="x", state=State.RETRY, not_before=due)
+        opens = (group("group_c", not_before=due),)
+        await broker.settle([Settled(x, Ack(), retried, opens=opens, alive=("task_old",))], KEPT)
+        expiring = {key: ttl for key, ttl in (await keys(redis)).items() if ttl > 0}
+        assert expiring.keys() == {"task_old", "task_x", "group_a", "group_b", "group_c", "plan_a", "plan_b"}
+        assert all(4_500 < ttl <= 4_600 for ttl in expiring.values()), expiring
+        await backend.touch([["task_old", "group_a"]], due + 800)  # a gain of less than a quarter
+        assert await redis.ttl("task_old") <= 4_600
+        await backend.touch([["task_old", "group_a"]], due + 1_000)
+        assert [await redis.ttl(key) > 5_500 for key in ("task_old", "group_a", "group_b")] == [True, True, False]
+        await backend.touch([["task_unknown", "task_old"]])  # none is kept shorter
+        assert await redis.ttl("task_old") > 5_500
+
+
 async def test_a_group_that_is_over_leaves_one_key(redis_url: str, redis: Redis) -> None:
     async with opened(RedisBroker(redis_url)) as broker:
         a, b = await take_all_of(broker, "a", "b")
