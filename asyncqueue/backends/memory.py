@@ -118,11 +118,11 @@ class MemoryBackend:
         with self._store.mutex:
             return self._store.plans.get(plan_ids, now)
 
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
         now = self._now()
         with self._store.mutex:
             for family in families:
-                self._store.touch(family, self.results_expire_in, now)
+                self._store.touch(family, self.results_expire_in, now, not_before)
 
     def _opened(self) -> Waiters:
         if self._waiters is None:

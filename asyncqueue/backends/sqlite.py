@@ -125,9 +125,9 @@ class SqliteBackend:
         found = await self._database.read(lambda connection: plans_table.get(connection, wanted, now))
         return [decode_plan(one, found[one]) if one in found else None for one in plan_ids]
 
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
         now, keep = self._now(), self.results_expire_in
-        await self._database.write(lambda connection: entries.touch(connection, families, keep, now))
+        await self._database.write(lambda connection: entries.touch(connection, families, keep, now, not_before))
 
     async def _has_changed(self) -> bool:
         seen, self._seen = self._seen, await self._database.read(lambda _: self._database.version)

@@ -197,7 +197,7 @@ class MemoryBroker:
         states = (item.state, *item.ended, *item.pending) if item.state else (*item.ended, *item.pending)
         self._record(states, keep, now)  # the only step that can fail, on a value that is no JSON: so first
         self._store.groups.open(item.opens, keep, now)
-        self._store.touch(item.alive, keep, now)
+        self._store.touch(item.alive, keep, now, item.state.not_before if item.state else None)
         progress = self._store.groups.finish(item.member, now) if item.member else None
         if item.end is None and (progress is Progress.COMPLETE or progress is Progress.LOST):
             return progress

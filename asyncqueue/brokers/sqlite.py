@@ -308,7 +308,8 @@ def _record(connection: Connection, items: Sequence[_Prepared], keep: float, now
     was done before."""
     states_table.put(connection, [row for one in items for row in one.states], now)
     groups_table.open_groups(connection, [opening for one in items for opening in one.openings], keep, now)
-    entries.touch(connection, [one.item.alive for one in items], keep, now)
+    for not_before, families in _families(items).items():
+        entries.touch(connection, families, keep, now, not_before)
     ends: dict[str, _Prepared | None] = {}
     for one in items:
         if one.item.end is not None:
@@ -316,6 +317,15 @@ def _record(connection: Connection, items: Sequence[_Prepared], keep: float, now
     ends.update(dict.fromkeys(groups_table.sent(connection, ends, now)))
     states_table.put(connection, [row for one in ends.values() if one is not None for row in one.end_states], now)
     return ends
+
+
+def _families(items: Sequence[_Prepared]) -> dict[float | None, list[Sequence[str]]]:
+    """The families that items keep alive, by when they are due."""
+    found: defaultdict[float | None, list[Sequence[str]]] = defaultdict(list)
+    for one in items:
+        if one.item.alive:
+            found[one.item.state.not_before if one.item.state is not None else None].append(one.item.alive)
+    return found
 
 
 def _publish(connection: Connection, messages: Sequence[Message], now: float) -> None:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from asyncqueue.brokers.base import Dead, Delivery, Message, QueueDepth
-from asyncqueue.connections.memory_entries import Groups, Plans, States
+from asyncqueue.connections.memory_entries import Groups, Plans, States, kept_until
 from asyncqueue.locks.base import LastTurn
 
 TOKENS_KEPT = 600.0
 """How long (seconds) a publish is known, so that its repetition adds no second copy."""
-FRESH = 0.75
-"""What has more than this part of its time left is not touched."""
+LEAST_GAIN = 0.25
+"""What would be kept longer by less than this part of its time is not touched."""
 
 _named: dict[str, MemoryStore] = {}
 _naming = threading.Lock()
@@ -43,16 +43,17 @@ class MemoryStore:
         self._arrivals: dict[str, dict[object, Callable[[], None]]] = {}
         self._watchers: dict[object, Callable[[Sequence[str]], None]] = {}
 
-    def touch(self, family: Sequence[str], keep: float, now: float) -> None:
-        """Keep these, and what they stand for, ``keep`` seconds from now; nothing is done where the first of them has
-        more than ``FRESH`` of that left. To be called with ``mutex`` held."""
+    def touch(self, family: Sequence[str], keep: float, now: float, not_before: float | None) -> None:
+        """Keep these, and what they stand for, ``keep`` seconds from now or from when they are due; nothing is done
+        where that is not worth it for the first of them. To be called with ``mutex`` held."""
         shelves = (self.states, self.groups, self.plans)
-        if not family or max(shelf.expires_at(family[0]) for shelf in shelves) - now > FRESH * keep:
+        until = kept_until(keep, now, not_before)
+        if not family or until - max(shelf.expires_at(family[0]) for shelf in shelves) < LEAST_GAIN * keep:
             return
         ids = {*family, *(one for plan_id in family for one in self.plans.ids(plan_id, now))}
         ids.update([member for group_id in ids for member in self.groups.members(group_id, now)])
         for shelf in shelves:
-            shelf.prolong(ids, now + keep, now)
+            shelf.prolong(ids, until, now)
 
     def forget(self, ids: Sequence[str]) -> None:
         """Drop entries of tasks, groups and plans. To be called with ``mutex`` held."""

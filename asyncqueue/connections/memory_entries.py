@@ -109,7 +109,7 @@ class States(Shelf[Record]):
             state=state.state,
             task_name=state.task_name,
             created_at=state.created_at,
-            expires_at=max(now, state.not_before or now) + keep,
+            expires_at=kept_until(keep, now, state.not_before),
         )
         self._write(state.task_uuid, record, now)
 
@@ -221,7 +221,7 @@ class Groups(Shelf[Group]):
             unfinished=set(members),
             unprobed=list(members),
             is_triggered=meta.chord_triggered,
-            expires_at=now + keep,
+            expires_at=kept_until(keep, now, meta.not_before),
         )
         self._write(meta.group_uuid, group, now)
         return group
@@ -241,7 +241,8 @@ class Plans(Shelf[Kept]):
     def put(self, plans: Iterable[Plan], keep: float, now: float) -> None:
         """Write whatever was there."""
         for plan in plans:
-            self._write(plan.plan_id, Kept(data=encode_plan(plan), ids=plan.ids, expires_at=now + keep), now)
+            until = kept_until(keep, now, plan.not_before)
+            self._write(plan.plan_id, Kept(data=encode_plan(plan), ids=plan.ids, expires_at=until), now)
 
     def get(self, plan_ids: Iterable[str], now: float) -> list[Plan | None]:
         """Plans in the order asked."""
@@ -254,6 +255,11 @@ class Plans(Shelf[Kept]):
         return plan.ids if plan else ()
 
 
+def kept_until(keep: float, now: float, not_before: float | None) -> float:
+    """Until when an entry is kept that is written now, and due then."""
+    return max(now, not_before or now) + keep
+
+
 def _inherit(state: TaskState, old: Record) -> TaskState:
     changes: Mapping[str, object] = {
         **({} if state.task_name else {"task_name": old.task_name}),
@@ -264,4 +270,5 @@ def _inherit(state: TaskState, old: Record) -> TaskState:
 
 def _meta_of(group: Group) -> GroupMeta:
     members = tuple(group.members) or (None if group.meta.task_uuids is None else ())
-    return group.meta.model_copy(update={"task_uuids": members, "chord_triggered": group.is_triggered})
+    changes = {"task_uuids": members, "chord_triggered": group.is_triggered, "not_before": None}
+    return group.meta.model_copy(update=changes)

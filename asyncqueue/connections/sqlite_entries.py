@@ -8,8 +8,8 @@ from pydantic_core import from_json
 
 from asyncqueue.connections.sqlite import Connection, as_table
 
-FRESH = 0.75
-"""What has more than this part of its time left is not touched."""
+LEAST_GAIN = 0.25
+"""What would be kept longer by less than this part of its time is not touched."""
 
 _TABLES = (("task_state", "task_uuid"), ("task_group", "group_uuid"), ("plan", "plan_uuid"))
 
@@ -45,21 +45,29 @@ _SWEEP = {
 }
 
 
-def touch(connection: Connection, families: Sequence[Sequence[str]], keep: float, now: float) -> None:
-    """Keep these, and what they stand for, ``keep`` seconds from now; nothing is done for a family whose first has
-    more than ``FRESH`` of that left."""
+def kept_until(keep: float, now: float, not_before: float | None) -> float:
+    """Until when an entry is kept that is written now, and due then."""
+    return max(now, not_before or now) + keep
+
+
+def touch(
+    connection: Connection, families: Sequence[Sequence[str]], keep: float, now: float, not_before: float | None
+) -> None:
+    """Keep these, and what they stand for, ``keep`` seconds from now or from when they are due; nothing is done for a
+    family where that is not worth it for the first of it."""
     # After one of them is touched its first is fresh, so that another one with the same first would not be.
     distinct = list({family[0]: family for family in reversed(families) if family}.values())
     if not distinct:
         return
+    until = kept_until(keep, now, not_before)
     firsts = as_table(family[0] for family in distinct)
-    (places,) = connection.execute(_STALE, (firsts, now + FRESH * keep)).fetchone()
+    (places,) = connection.execute(_STALE, (firsts, until - LEAST_GAIN * keep)).fetchone()
     stale = as_table(dict.fromkeys(uuid for place in from_json(places) for uuid in distinct[place]))
     if stale == "[]":
         return
     (uuids,) = connection.execute(_ALL_OF_THEM, (stale,)).fetchone()
     for statement in _PROLONG:
-        connection.execute(statement, (now + keep, uuids, now))
+        connection.execute(statement, (until, uuids, now))
 
 
 def forget(connection: Connection, uuids: str) -> None:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.connections.sqlite import Connection, as_table, insert
-from asyncqueue.connections.sqlite_entries import sweep_behind
+from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
 from asyncqueue.connections.sqlite_states import FINAL
 from asyncqueue.state import GroupMeta
 from asyncqueue.wire import decode_group, encode_group
@@ -107,6 +107,7 @@ class Opening:
     task_ids: Sequence[str]
     is_triggered: bool
     document: bytes
+    not_before: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ def to_openings(groups: Iterable[GroupMeta]) -> list[Opening]:
             tuple(dict.fromkeys(group.task_uuids or ())),
             group.chord_triggered,
             encode_group(group.model_copy(update={"task_uuids": None if group.task_uuids is None else ()})),
+            group.not_before,
         )
         for group in groups
     ]
@@ -176,7 +178,7 @@ def open_groups(connection: Connection, openings: Sequence[Opening], keep: float
     connection.execute(_DROP_EXPIRED, (as_table(opening.group_id for opening in new), now))
     (last,) = connection.execute(_LAST).fetchone()
     rows = [
-        (number, one.group_id, int(one.is_triggered), now + keep, one.document)
+        (number, one.group_id, int(one.is_triggered), kept_until(keep, now, one.not_before), one.document)
         for number, one in enumerate(new, last + 1)
     ]
     insert(connection, _OPEN, rows)

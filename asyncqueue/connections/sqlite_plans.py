@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from asyncqueue.connections.sqlite import Connection, as_table, insert
-from asyncqueue.connections.sqlite_entries import sweep_behind
+from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
 from asyncqueue.signature import Plan
 from asyncqueue.wire import encode_plan
 
@@ -23,9 +23,13 @@ _GET = """
 
 
 def to_rows(plans: Iterable[Plan], keep: float, now: float) -> list[Row]:
-    """Plans as ``put`` takes them, to expire ``keep`` seconds from now. Raises ``ArgumentError`` for what JSON cannot
-    say."""
-    return [(plan.plan_id, as_table(plan.ids), now + keep, encode_plan(plan)) for plan in plans]
+    """Plans as ``put`` takes them, to expire ``keep`` seconds after now or after they are due.
+
+    Raises ``ArgumentError`` for what JSON cannot say.
+    """
+    return [
+        (plan.plan_id, as_table(plan.ids), kept_until(keep, now, plan.not_before), encode_plan(plan)) for plan in plans
+    ]
 
 
 def put(connection: Connection, rows: Sequence[Row], now: float) -> None:

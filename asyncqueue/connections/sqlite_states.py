@@ -10,7 +10,7 @@ from typing import Any
 
 from asyncqueue import rfc3339
 from asyncqueue.connections.sqlite import Connection, insert
-from asyncqueue.connections.sqlite_entries import sweep_behind
+from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import decode_state, encode_state
 
@@ -54,7 +54,7 @@ def to_rows(states: Iterable[TaskState], keep: float, now: float) -> list[Row]:
             state.state.value,
             state.task_name,
             None if state.created_at == rfc3339.ZERO else str(state.created_at),
-            max(now, state.not_before or now) + keep,
+            kept_until(keep, now, state.not_before),
             encode_state(state),
         )
         for state in states
