@@ -307,10 +307,10 @@ class JointStore(Protocol):
         that are not at their end. Repeating it after a lost reply changes nothing that is at its end.
 
         Of an item, in this order: its states are recorded, by the rules of ``Backend.put``; pending states and groups
-        only where no entry is. Its family is kept alive, from when its state is due. Its member is counted as ``finish_members`` does: if that
-        leaves the group COMPLETE or LOST and the item has no ``end``, nothing more is done, the delivery stays ours,
-        and the item is returned. Its ``end`` is applied if the group is not triggered, which it then is: states, then
-        messages. A claim alone does not keep it from that; of a group without an entry, one is made that has no
-        members. If the group is BUSY, nothing more is done, the delivery stays ours, and the item is returned. Then its
-        messages are published, and its verdict is carried out.
+        only where no entry is. Its family is kept alive, from when its state is due. Its member is counted as
+        ``finish_members`` does: if that leaves the group COMPLETE or LOST and the item has no ``end``, nothing more is
+        done, the delivery stays ours, and the item is returned. Its ``end`` is applied if the group is not triggered,
+        which it then is: states, then messages. A claim alone does not keep it from that; of a group without an entry,
+        one is made that has no members. If the group is BUSY, nothing more is done, the delivery stays ours, and the
+        item is returned. Then its messages are published, and its verdict is carried out.
         """

@@ -134,7 +134,7 @@ class OrderedSettlement:
             if item.alive:
                 families.setdefault(item.state.not_before if item.state is not None else None, []).append(item.alive)
         for not_before, some in families.items():
-            await (backend.touch(some) if not_before is None else backend.touch(some, not_before))
+            await backend.touch(some, not_before)
 
     async def _group_matters(self, backend: Backend, batch: Sequence[Settled]) -> Sequence[Unsettled]:
         """Count members and end groups; returns the items that this leaves to be settled again."""
