@@ -796,8 +796,38 @@ class SettleLetsTheFamilyDie(MemoryBroker):
 @noticed_by(JointGroupContract.test_a_family_is_kept_as_long_as_asked)
 class SettleKeepsTheFamilyForEver(MemoryBroker):
     def _settle_one(self, item: Settled, keep: float, now: float) -> Progress | None:
-        self._store.touch(item.alive, 1e9, now)
+        self._store.touch(item.alive, 1e9, now, None)
         return super()._settle_one(item, keep, now)
+
+
+@noticed_by(JointGroupContract.test_a_family_is_kept_from_the_time_the_state_of_its_item_is_due)
+class SettleKeepsTheFamilyFromNow(MemoryBroker):
+    def _settle_one(self, item: Settled, keep: float, now: float) -> Progress | None:
+        self._store.touch(item.alive, keep, now, None)
+        return super()._settle_one(replace(item, alive=()), keep, now)
+
+
+@noticed_by(JointGroupContract.test_a_family_is_kept_from_the_time_the_state_of_its_item_is_due)
+class SettleTakesTheLatestDueTimeForAll(MemoryBroker):
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
+        now = self._now()
+        latest = max((item.state.not_before or now for item in batch if item.state), default=now)
+        for item in batch:
+            self._store.touch(item.alive, keep, now, latest)
+        return await super().settle(batch, keep)
+
+
+@noticed_by(JointGroupContract.test_groups_for_later_that_settle_opens_are_kept_from_the_time_they_are_due)
+class SettleOpensGroupsFromNow(MemoryBroker):
+    def _settle_one(self, item: Settled, keep: float, now: float) -> Progress | None:
+        return super()._settle_one(replace(item, opens=tuple(from_now(group) for group in item.opens)), keep, now)
+
+
+@noticed_by(JointGroupContract.test_submitted_groups_and_plans_for_later_are_kept_from_the_time_they_are_due)
+class SubmitOpensGroupsFromNow(MemoryBroker):
+    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float, **more: Any) -> None:
+        groups = [from_now(group) for group in more.pop("groups")]
+        await super().submit(states, messages, keep, groups=groups, **more)
 
 
 # backends
@@ -1347,31 +1377,89 @@ class PlansStayForEver(MemoryBackend):
         self._store.plans.put(plans, 1e9, self._now())
 
 
+@noticed_by(GroupContract.test_groups_and_plans_for_later_are_kept_from_the_time_they_are_due)
+class GroupsAreKeptFromNow(MemoryBackend):
+    async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
+        await super().open_groups([from_now(group) for group in groups])
+
+
+@noticed_by(GroupContract.test_groups_and_plans_for_later_are_kept_from_the_time_they_are_due)
+class PlansAreKeptFromNow(MemoryBackend):
+    async def put_plans(self, plans: Sequence[Plan]) -> None:
+        await super().put_plans([replace(plan, not_before=None) for plan in plans])
+
+
+@noticed_by(GroupContract.test_when_a_group_or_plan_is_due_is_not_written)
+class GroupsTellWhenTheyAreDue(MemoryBackend):
+    async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
+        kept = [self._store.groups.present(group_id, self._now()) for group_id in group_ids]
+        return [group.meta if group else None for group in kept]
+
+
+@noticed_by(GroupContract.test_touch_keeps_a_family_from_the_time_it_is_due)
+class TouchKeepsFromNow(MemoryBackend):
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch(families)
+
+
+@noticed_by(GroupContract.test_what_was_due_before_is_touched_as_though_it_were_written_now)
+class TouchKeepsFromTheDueTimeOnly(MemoryBackend):
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        if not_before is None or not_before > self._now():
+            await super().touch(families, not_before)
+
+
+@noticed_by(GroupContract.test_nothing_is_done_where_the_first_of_a_family_would_be_kept_but_little_longer)
+class TouchLooksAtTheTimeLeftFromNow(MemoryBackend):
+    """What has most of its time left from now on is not touched, however much later it is due."""
+
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        fresh = self._now() + 0.75 * self.results_expire_in
+        stale = [family for family in families if self._store.states.expires_at(family[0]) <= fresh]
+        await super().touch(stale, not_before)
+
+
+@noticed_by(GroupContract.test_nothing_is_done_where_the_first_of_a_family_would_be_kept_but_little_longer)
+class TouchTouchesForLittle(MemoryBackend):
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([["", *family] for family in families], not_before)
+
+
+@noticed_by(GroupContract.test_touch_keeps_nothing_for_later_shorter_than_it_was)
+class TouchShortensWhatIsForLater(MemoryBackend):
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        now, until = self._now(), max(self._now(), not_before or 0) + self.results_expire_in
+        for shelf in (self._store.states, self._store.groups, self._store.plans):
+            for record in [shelf.present(one, now) for family in families for one in family]:
+                if record is not None:
+                    record.expires_at = until
+
+
 @noticed_by(GroupContract.test_touch_keeps_a_family_as_though_it_were_written_now)
 class TouchDoesNothing(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
         pass
 
 
 @noticed_by(GroupContract.test_touch_keeps_a_family_as_though_it_were_written_now)
 class TouchStopsAtTheFirst(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        await super().touch([family[:1] for family in families])
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([family[:1] for family in families], not_before)
 
 
 @noticed_by(GroupContract.test_touch_keeps_nothing_shorter_than_it_was)
 class TouchShortens(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
         now = self._now()
         for task_id in [one for family in families for one in family]:
             if record := self._store.states.present(task_id, now):
                 record.expires_at = now + self.results_expire_in
-        await super().touch(families)
+        await super().touch(families, not_before)
 
 
 @noticed_by(GroupContract.test_a_touched_group_stands_for_its_members_too)
 class TouchLeavesMembers(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
         now, until = self._now(), self._now() + self.results_expire_in
         for shelf in (self._store.states, self._store.groups, self._store.plans):
             for family in families:
@@ -1380,26 +1468,26 @@ class TouchLeavesMembers(MemoryBackend):
 
 @noticed_by(GroupContract.test_a_touched_plan_stands_for_all_that_is_in_it)
 class TouchLeavesWhatIsInPlans(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        await super().touch([[one for one in family if not one.startswith("plan_")] for family in families])
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([[one for one in family if not one.startswith("plan_")] for family in families], not_before)
 
 
 @noticed_by(GroupContract.test_nothing_is_done_where_the_first_of_a_family_has_most_of_its_time_left)
 class TouchAlwaysTouches(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        await super().touch([["", *family] for family in families])
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([["", *family] for family in families], not_before)
 
 
 @noticed_by(GroupContract.test_touch_takes_unknown_ones)
 class TouchNeedsTheFirst(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        await super().touch([family for family in families if await self.get(family[:1]) != [None]])
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([family for family in families if await self.get(family[:1]) != [None]], not_before)
 
 
 @noticed_by(GroupContract.test_families_do_not_concern_each_other)
 class TouchTakesAllForOneFamily(MemoryBackend):
-    async def touch(self, families: Sequence[Sequence[str]]) -> None:
-        await super().touch([[one for family in families for one in family]])
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        await super().touch([[one for family in families for one in family]], not_before)
 
 
 # locks
@@ -1514,6 +1602,11 @@ class LastTurnGoesBack(MemoryLock):
     async def finish(self, turn: Turn, *, sent: bool) -> None:
         await super().finish(turn, sent=sent)
         self._store.turns[turn.key].last = LastTurn(turn.due_at, turn.due_at if sent else None)
+
+
+def from_now(group: GroupMeta) -> GroupMeta:
+    """The group, as though it were due."""
+    return group.model_copy(update={"not_before": None})
 
 
 # how a mutant is tested

@@ -9,7 +9,7 @@ from itertools import permutations
 from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
 from asyncqueue.signature import Arg, Plan, Signature
 from asyncqueue.state import GroupMeta, State
-from asyncqueue.testing.suite import BackendSuite, state
+from asyncqueue.testing.suite import KEPT, BackendSuite, state
 
 SENT_AT = 1_735_787_045_123_456_789
 LONG = 600.0
@@ -544,6 +544,30 @@ class GroupContract(BackendSuite):
         await self._until_gone("group_a", "plan_a")
         assert await self._present("group_kept", "plan_kept") == ["group_kept", "plan_kept"]
 
+    async def test_groups_and_plans_for_later_are_kept_from_the_time_they_are_due(self) -> None:
+        short = await self.another_backend(self.expiry)
+        written = self.clock.monotonic()
+        due, over = self.now() + self.expiry, self.now() - 2 * self.expiry
+        await short.open_groups([group("group_a", not_before=due), group("group_old", not_before=over)])
+        await short.put_plans([plan("plan_a", not_before=due), plan("plan_old", not_before=over)])
+        found = await self._present("group_old", "plan_old")
+        if self.clock.monotonic() - written < self.expiry:
+            assert found == ["group_old", "plan_old"]
+        await self.advance(self.expiry * 1.4)
+        found = await self._present("group_a", "plan_a")
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == ["group_a", "plan_a"]
+        await self._until_gone("group_old", "plan_old")
+        await self.advance(self.expiry * 0.6)
+        await self._until_gone("group_a", "plan_a")
+
+    async def test_when_a_group_or_plan_is_due_is_not_written(self) -> None:
+        due = self.now() + LONG
+        await self.backend.open_groups([group("group_a", "task_a", not_before=due)])
+        await self.backend.put_plans([plan("plan_a", not_before=due)])
+        assert await self._group("group_a") == group("group_a", "task_a")
+        assert list(await self.backend.get_plans(["plan_a"])) == [plan("plan_a")]
+
     async def test_an_expired_group_starts_over(self) -> None:
         short = await self.another_backend(self.expiry)
         opened = group("group_a", "task_a", "task_b")
@@ -585,6 +609,34 @@ class GroupContract(BackendSuite):
         await short.touch([["task_first", "group_a", "plan_a"]])
         await self.advance(self.expiry)
         await self._until_gone("task_first", "group_a", "plan_a")
+
+    async def test_touch_keeps_a_family_from_the_time_it_is_due(self) -> None:
+        short = await self.another_backend(self.expiry)
+        written = self.clock.monotonic()
+        due = self.now() + self.expiry
+        await short.put([state("task_first"), state("task_a", State.SUCCESS), state("task_b"), state("task_c")])
+        await short.open_groups([group("group_a", "task_b")])
+        await short.put_plans([plan("plan_a", ids=("task_c",))])
+        await short.touch([["task_first", "task_a", "group_a", "plan_a"]], due)
+        in_time = self.clock.monotonic() - written < self.expiry
+        await self.advance(self.expiry * 1.4)
+        family = ["task_first", "task_a", "task_b", "task_c", "group_a", "plan_a"]
+        found = await self._present(*family)
+        if in_time and self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == family
+        await self.advance(self.expiry * 0.6)
+        await self._until_gone(*family)
+
+    async def test_what_was_due_before_is_touched_as_though_it_were_written_now(self) -> None:
+        short = await self.another_backend(self.expiry)
+        written = self.clock.monotonic()
+        await short.put([state("task_first"), state("task_a"), state("task_stranger")])
+        await self.backend.touch([["task_first", "task_a"]], self.now() - 2 * KEPT)
+        in_time = self.clock.monotonic() - written < self.expiry
+        await self.advance(self.expiry * 1.2)
+        await self._until_gone("task_stranger")
+        if in_time:
+            assert await self._present("task_first", "task_a") == ["task_first", "task_a"]
 
     async def test_a_touched_group_stands_for_its_members_too(self) -> None:
         short = await self.another_backend(self.expiry)
@@ -630,6 +682,19 @@ class GroupContract(BackendSuite):
         firsts = ["task_first", "group_first", "plan_first"]
         assert await self._present(*firsts) == firsts
 
+    async def test_nothing_is_done_where_the_first_of_a_family_would_be_kept_but_little_longer(self) -> None:
+        short = await self.another_backend(self.expiry)
+        written, due = self.clock.monotonic(), self.now() + LONG
+        await short.put([state("task_a"), state("task_b")])
+        await self.backend.put([state("task_first", not_before=due)])
+        await self.backend.touch([["task_first", "task_a"]], due + 0.2 * KEPT)
+        await self.backend.touch([["task_first", "task_b"]], due + 0.3 * KEPT)
+        in_time = self.clock.monotonic() - written < self.expiry
+        await self.advance(self.expiry * 1.2)
+        await self._until_gone("task_a")
+        if in_time:
+            assert await self._present("task_first", "task_b") == ["task_first", "task_b"]
+
     async def test_families_do_not_concern_each_other(self) -> None:
         short = await self.another_backend(self.expiry)
         written = self.clock.monotonic()
@@ -654,6 +719,19 @@ class GroupContract(BackendSuite):
         await self._until_gone("task_first")
         kept = ["task_a", "task_b", "group_a", "plan_a"]
         assert await self._present(*kept) == kept
+
+    async def test_touch_keeps_nothing_for_later_shorter_than_it_was(self) -> None:
+        short = await self.another_backend(self.expiry)
+        due = self.now() + LONG
+        await short.put([state("task_first"), state("task_a", not_before=due)])
+        await short.open_groups([group("group_a", not_before=due)])
+        await short.put_plans([plan("plan_a", not_before=due)])
+        await self.advance(self.expiry * 0.5)
+        await short.touch([["task_first", "task_a", "group_a", "plan_a"]])
+        await short.touch([["task_unknown", "task_a", "group_a", "plan_a"]], self.now() + self.expiry * 0.1)
+        await self.advance(self.expiry * 1.2)
+        await self._until_gone("task_first")
+        assert await self._present("task_a", "group_a", "plan_a") == ["task_a", "group_a", "plan_a"]
 
     async def test_touch_takes_unknown_ones(self) -> None:
         short = await self.another_backend(self.expiry)
@@ -733,11 +811,11 @@ class GroupContract(BackendSuite):
         await self.until(are_gone)
 
 
-def group(group_id: str, *task_ids: str) -> GroupMeta:
+def group(group_id: str, *task_ids: str, not_before: float | None = None) -> GroupMeta:
     """A group of these members."""
-    return GroupMeta(group_uuid=group_id, task_uuids=task_ids, created_at=SENT_AT)
+    return GroupMeta(group_uuid=group_id, task_uuids=task_ids, created_at=SENT_AT, not_before=not_before)
 
 
-def plan(plan_id: str, ids: tuple[str, ...] = ("task_a",)) -> Plan:
+def plan(plan_id: str, ids: tuple[str, ...] = ("task_a",), *, not_before: float | None = None) -> Plan:
     """A plan that is small, of things that need not be."""
-    return Plan(plan_id, (Signature(uuid="task_a", name="a"),), ids)
+    return Plan(plan_id, (Signature(uuid="task_a", name="a"),), ids, not_before)

@@ -115,6 +115,22 @@ class JointGroupContract(JointSuite):
         assert list(await self.backend.get_groups(["group_long"])) == [group("group_long")]
         assert list(await self.backend.get_plans(["plan_long"])) == [plan("plan_long")]
 
+    async def test_submitted_groups_and_plans_for_later_are_kept_from_the_time_they_are_due(self) -> None:
+        written, due = self.clock.monotonic(), self.now() + self.expiry
+        groups, plans = [group("group_a", not_before=due)], [plan("plan_a", not_before=due)]
+        await self.joint.submit([], [], self.expiry, groups=groups, plans=plans)
+        await self.advance(self.expiry * 1.4)
+        found = [*await self.backend.get_groups(["group_a"]), *await self.backend.get_plans(["plan_a"])]
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == [group("group_a"), plan("plan_a")]
+        await self.advance(self.expiry * 0.6)
+
+        async def are_gone() -> bool:
+            groups, plans = await self.backend.get_groups(["group_a"]), await self.backend.get_plans(["plan_a"])
+            return [*groups, *plans] == [None, None]
+
+        await self.until(are_gone)
+
     # settle: what an item records
 
     async def test_settle_records_the_ends_of_tasks_that_will_never_run(self) -> None:
@@ -174,6 +190,46 @@ class JointGroupContract(JointSuite):
         await self.until_gone("task_a")
         await self.until_gone("task_b")
         assert await self.state("task_long") is State.PENDING
+
+    async def test_a_family_is_kept_from_the_time_the_state_of_its_item_is_due(self) -> None:
+        first, second = await self.taken(), await self.taken()
+        written, due = self.clock.monotonic(), self.now() + self.expiry
+        short = [state("task_a"), state("task_b"), state("task_c"), state("task_now")]
+        await self.joint.submit(
+            short, [], self.expiry, groups=[group("group_a", "task_b")], plans=[plan("plan_a", ids=("task_c",))]
+        )
+        retried = state(first[1], State.RETRY, not_before=due)
+        items = [
+            Settled(first[0], Ack(), state=retried, alive=("group_a", "plan_a", "task_a")),
+            Settled(second[0], Ack(), state=state(second[1], State.SUCCESS), alive=("task_now",)),
+        ]
+        await self.joint.settle(items, self.expiry)
+        in_time = self.clock.monotonic() - written < self.expiry
+        await self.advance(self.expiry * 1.4)
+        found = [await self.state(f"task_{name}") for name in "abc"]
+        groups, plans = await self.backend.get_groups(["group_a"]), await self.backend.get_plans(["plan_a"])
+        if in_time and self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == [State.PENDING] * 3
+            assert [*groups, *plans] == [group("group_a", "task_b"), plan("plan_a", ids=("task_c",))]
+        await self.until_gone("task_now")
+        await self.advance(self.expiry * 0.6)
+        for name in "abc":
+            await self.until_gone(f"task_{name}")
+
+    async def test_groups_for_later_that_settle_opens_are_kept_from_the_time_they_are_due(self) -> None:
+        delivery, _ = await self.taken()
+        written, due = self.clock.monotonic(), self.now() + self.expiry
+        await self.joint.settle([Settled(delivery, Ack(), opens=(group("group_a", not_before=due),))], self.expiry)
+        await self.advance(self.expiry * 1.4)
+        found = list(await self.backend.get_groups(["group_a"]))
+        if self.clock.monotonic() - written < 2 * self.expiry:
+            assert found == [group("group_a")]
+        await self.advance(self.expiry * 0.6)
+
+        async def is_gone() -> bool:
+            return list(await self.backend.get_groups(["group_a"])) == [None]
+
+        await self.until(is_gone)
 
     async def test_groups_that_settle_makes_are_kept_as_long_as_asked(self) -> None:
         first, second = await self.taken(), await self.taken()
