@@ -260,11 +260,10 @@ class Server:
         return cast("ChordResult[R]", await self._send(_expected(chord, Join, "chord"), concurrency))
 
     async def _send(self, workflow: Workflow, concurrency: int) -> WorkflowResult[Any]:
-        if not whole(concurrency):
-            raise ArgumentError(f"concurrency must be a whole number from 0 (no bound) on, not {concurrency!r}")
+        at_once = _bound(concurrency)
         work = self._compiled(workflow)
         connected = await self.connected()
-        await connected.publisher.send_workflow(work, concurrency)
+        await connected.publisher.send_workflow(work, at_once)
         if connected.eager is not None:
             await connected.eager.run()
         return workflow_result(work.outline, self._results)
@@ -313,32 +312,72 @@ class Server:
         """Machinery's verb for ``schedule``, which see."""
         self.schedule(spec, name, task, missed=missed, overlap=overlap)
 
+    async def register_periodic_chain(
+        self, spec: str, name: str, chain: Chain, *, missed: Missed = "skip", overlap: Overlap = "allow"
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a chain, which see."""
+        self.schedule(spec, name, _expected(chain, Series, "chain"), missed=missed, overlap=overlap)
+
+    async def register_periodic_group(
+        self,
+        spec: str,
+        name: str,
+        group: Group,
+        *,
+        concurrency: int = 0,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a group, which see."""
+        work = _expected(group, Parallel, "group")
+        self.schedule(spec, name, work, concurrency=concurrency, missed=missed, overlap=overlap)
+
+    async def register_periodic_chord(
+        self,
+        spec: str,
+        name: str,
+        chord: Chord,
+        *,
+        concurrency: int = 0,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a chord, which see."""
+        work = _expected(chord, Join, "chord")
+        self.schedule(spec, name, work, concurrency=concurrency, missed=missed, overlap=overlap)
+
     def schedule(
         self,
         spec: str,
         name: str,
-        task: Signature | Task[Any, Any] | str,
+        work: Signature | Task[Any, Any] | Workflow | str,
         *,
+        concurrency: int = 0,
         missed: Missed = "skip",
         overlap: Overlap = "allow",
     ) -> None:
-        """Send ``task`` whenever ``spec`` says, while a worker of this server runs: once, however many do.
+        """Send a task or a workflow whenever ``spec`` says, while a worker of this server runs: once, however many do.
 
         ``spec`` is five cron fields, ``@hourly`` and the like, or ``@every 30s``, with ``CRON_TZ=Europe/Paris`` in
-        front where another zone than the local one is meant. Each occurrence is a fresh copy of the signature; its
-        ETA and UUID do not count. ``missed`` says which occurrences are sent that came due while no worker ran:
-        none (``"skip"``), the latest (``"last"``) or ``"all"``. With ``overlap="skip"`` an occurrence is left out
-        while the task of the one before it has not ended.
+        front where another zone than the local one is meant. Each occurrence is a fresh copy; ETAs and UUIDs in it do
+        not count. ``concurrency`` is how many of its messages are handed to the broker at once; 0: all. ``missed``
+        says which occurrences are sent that came due while no worker ran: none (``"skip"``), the latest (``"last"``)
+        or ``"all"``. With ``overlap="skip"`` an occurrence is left out while the one before it has not ended.
 
         Nothing is connected. Raises ``ConfigError`` for a spec that is wrong or never fires, and for a name that has
-        another spec already; ``ArgumentError`` for arguments that do not fit the task.
+        another spec already; ``ArgumentError`` for arguments that do not fit a task, and for what cannot be a workflow;
+        ``NoBackend`` for a group or a chord where no results are kept.
         """
-        signature = self.signature(task)
-        self._check_periodic(name, signature, missed, overlap)
+        _check_periodic(name, missed, overlap)
+        if overlap == "skip" and not self._stores.keeps_results:
+            raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
+        node = work if isinstance(work, Workflow) else self.signature(work)
         schedule = parse(spec)
+        task = PeriodicTask(name, spec, schedule, node, missed, overlap, _bound(concurrency))
+        self._check_occurrence(task)
         if schedule.next_after(self.clock.now_ns() / NANOSECONDS) is None:
             raise ConfigError(f"schedule {name!r}: {spec!r} never fires in the next {LONGEST_WAIT} years")
-        self.timetable.add(PeriodicTask(name, spec, schedule, signature, missed, overlap))
+        self.timetable.add(task)
 
     def unregister_periodic_task(self, name: str) -> bool:
         """Send no more occurrences from this process; whether there was a schedule of that name. What was sent runs."""
@@ -368,17 +407,14 @@ class Server:
             raise ConfigError(f"periodic tasks need a lock that keeps turns, and this server {what}: give lock=")
         return lock
 
-    def _check_periodic(self, name: str, signature: Signature, missed: str, overlap: str) -> None:
-        if not names.valid_name(name):
-            raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
-        for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
-            if said not in known:
-                raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
-        if overlap == "skip" and not self._stores.keeps_results:
-            raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
-        registered = self.registry.find(signature.name)
-        if registered is not None:
-            registered.bind(signature)
+    def _check_occurrence(self, task: PeriodicTask) -> None:
+        entries = task.occurrence(self.settings.program, 0, self._compiled).entries
+        if not entries:
+            raise ArgumentError(f"schedule {task.name!r}: a workflow without a task is nothing to send")
+        for each in entries:
+            registered = self.registry.find(each.name)
+            if registered is not None:
+                registered.bind(each)
 
     async def _office(self, owner: str) -> Office:
         lock, connected = await self.turn_lock(), await self.connected()
@@ -389,6 +425,7 @@ class Server:
             self.clock,
             self.events,
             self.patience,
+            self._compiled,
             self.settings.program,
             owner,
         )
@@ -581,7 +618,21 @@ class Server:
 def _expected(given: W, kind: type[Workflow], name: str) -> W:
     if isinstance(given, kind):
         return given
-    raise ArgumentError(f"send_{name} takes a {name}, not a {type(given).__name__}; send takes them all")
+    raise ArgumentError(f"expected a {name}, not a {type(given).__name__}; send and schedule take them all")
+
+
+def _bound(concurrency: int) -> int:
+    if whole(concurrency):
+        return concurrency
+    raise ArgumentError(f"concurrency must be a whole number from 0 (no bound) on, not {concurrency!r}")
+
+
+def _check_periodic(name: str, missed: str, overlap: str) -> None:
+    if not names.valid_name(name):
+        raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
+    for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
+        if said not in known:
+            raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:

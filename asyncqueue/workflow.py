@@ -113,6 +113,18 @@ class Outline:
     parts: tuple[Outline, ...] = ()
     group_id: str = ""
 
+    @property
+    def is_collected(self) -> bool:
+        """Whether it is a group with a task that returns the results of its members."""
+        return self.kind == "group" and bool(self.id) and self.id != self.group_id
+
+    def deciding(self) -> list[str]:
+        """The UUIDs of the tasks whose results make up that of the whole, in order."""
+        if self.kind == "task" or self.is_collected:
+            return [self.id]
+        parts = self.parts if self.kind == "group" else self.parts[-1:]
+        return [task_id for part in parts for task_id in part.deciding()]
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -202,7 +214,8 @@ def members_in(group_id: str, signatures: Iterable[Signature], plans: Iterable[P
 
 def doomed(failed: Signature) -> Doomed:
     """What will never run because ``failed`` did not succeed: what its ``OnSuccess`` leads to, up to where word has to
-    be sent. What follows it by a plan is to be put into its ``OnSuccess`` first."""
+    be sent. What follows it by a plan is to be put into its ``OnSuccess`` first. Word of what is before a group with a
+    policy of its own carries ``BROKEN_HEADER``."""
     never: list[Signature] = []
     told: list[Signature] = []
     seen: set[str] = set()
@@ -215,17 +228,23 @@ def doomed(failed: Signature) -> Doomed:
         never.append(each)
         passed |= _named(each, ENTERS_HEADER)
         if _has_consequences(each):
-            broken = passed if each.group_uuid in passed or header(each, PLAN_HEADER) else frozenset()
-            told.append(with_header(each, BROKEN_HEADER, " ".join(sorted(broken))) if broken else each)
+            told.append(_broken_for(each, passed))
         else:
             waiting.extend((after, passed) for after in reversed(each.on_success or ()))
     return Doomed(tuple(never), tuple(told))
 
 
-def breaks(failed: Signature, callback: Signature) -> bool:
-    """Whether the failure of a group through ``failed`` is, to the group that its ``callback`` is a member of, no
-    failed member either: both groups come after what has failed. The callback is to be told with the same header."""
-    return bool(callback.group_uuid) and callback.group_uuid in _named(failed, BROKEN_HEADER)
+def is_broken(failed: Signature) -> bool:
+    """Whether a task that failed is, to the group that it is a member of, no failed member but the end of what led to
+    the group: that fails, whatever its policy."""
+    return bool(failed.group_uuid) and failed.group_uuid in _named(failed, BROKEN_HEADER)
+
+
+def cut_off(callback: Signature, failed: Signature | None = None) -> Signature:
+    """The callback of a group that has failed, through ``failed`` if through a member: with the header that says to
+    which groups after it this is no failed member."""
+    broken = _named(callback, ENTERS_HEADER) | _named(callback, BROKEN_HEADER)
+    return _broken_for(callback, broken if failed is None else broken | _named(failed, BROKEN_HEADER))
 
 
 def with_header(signature: Signature, name: str, value: str) -> Signature:
@@ -241,6 +260,10 @@ def _has_consequences(signature: Signature) -> bool:
     if not signature.headers:
         return False
     return PLAN_HEADER in signature.headers or (ATTEMPT_HEADER in signature.headers and bool(signature.on_error))
+
+
+def _broken_for(signature: Signature, groups: frozenset[str]) -> Signature:
+    return with_header(signature, BROKEN_HEADER, " ".join(sorted(groups))) if groups else signature
 
 
 def _named(signature: Signature, name: str) -> frozenset[str]:

@@ -47,7 +47,7 @@ class WorkflowResult(Generic[R_co]):
         self._outline = outline
         self._results = results
         self._finals: dict[str, TaskState] = {}
-        self._left = dict.fromkeys(_deciding(outline))  # whose ends are not known, and decide
+        self._left = dict.fromkeys(outline.deciding())  # whose ends are not known, and decide
         # who fails a link of a chain may be a program that tells nothing to the links after it
         self._links = frozenset(_links(outline))
         self._has_failure = self._is_broken = False
@@ -78,7 +78,7 @@ class WorkflowResult(Generic[R_co]):
 
     async def progress(self) -> Progress:
         """How many of its parts have ended, asked in one look. Raises ``NoBackend``."""
-        parts = [_deciding(part) for part in self._counted()]
+        parts = [part.deciding() for part in self._counted()]
         ids = [task_id for part in parts for task_id in part]
         found = await self._results.get(ids, self._about) if ids else []
         states = {task_id: state for task_id, state in zip(ids, found, strict=True) if state and state.is_completed}
@@ -284,26 +284,6 @@ def _part(outline: Outline, results: Results) -> Any:
     return workflow_result(outline, results)
 
 
-def _deciding(outline: Outline) -> list[str]:
-    """The UUIDs of the tasks whose results make up that of the whole, in order."""
-    match outline.kind:
-        case "task":
-            return [outline.id]
-        case "chain" | "chord":
-            return _deciding(outline.parts[-1])
-        case "group":
-            if _is_collected(outline):
-                return [outline.id]
-            return [task_id for part in outline.parts for task_id in _deciding(part)]
-        case never:
-            assert_never(never)
-
-
-def _is_collected(group: Outline) -> bool:
-    """Whether there is a task that returns the results of all members."""
-    return bool(group.id) and group.id != group.group_id
-
-
 def _links(outline: Outline) -> Iterable[str]:
     """The UUIDs of the tasks before the last link of a chain."""
     if outline.kind == "chain":
@@ -318,7 +298,7 @@ def _value(outline: Outline, states: States, results: Results) -> Any:
         case "chain" | "chord":
             return _value(outline.parts[-1], states, results)
         case "group":
-            if _is_collected(outline):
+            if outline.is_collected:
                 return results.value_of(PASS, states[outline.id].results or ())
             return [_value(part, states, results) for part in outline.parts]
         case never:
@@ -328,7 +308,7 @@ def _value(outline: Outline, states: States, results: Results) -> Any:
 def _suspects(outline: Outline, known: States) -> list[str]:
     """The UUIDs of the tasks that a failure can have begun with; of a group, where it is known, only those of the
     members that failed."""
-    own = [outline.id] if outline.kind == "task" or (outline.kind == "group" and _is_collected(outline)) else []
+    own = [outline.id] if outline.kind == "task" or outline.is_collected else []
     parts = outline.parts
     if outline.kind == "group":
         parts = tuple(part for part in parts if part.id in known and known[part.id].is_failure) or parts

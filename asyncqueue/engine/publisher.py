@@ -104,11 +104,16 @@ class Publisher:
         except Unavailable as exc:
             raise self._unknown([each.uuid for each in workflow.entries[sent:]], exc) from exc
 
-    async def offer_workflow(self, workflow: Compiled, token: str) -> bool:
-        """``offer`` for a workflow whose UUIDs all its senders know."""
+    async def offer_workflow(self, workflow: Compiled, token: str, concurrency: int = 0) -> bool:
+        """``offer`` for a workflow whose UUIDs all its senders know, ``concurrency`` messages at once (0: all)."""
         work = await self._outgoing(workflow)
         named = [replace(each, token=f"{token}/{place}") for place, each in enumerate(work.messages)]
-        return await self._settlement.offer(replace(work, messages=named))
+        at_once = concurrency or max(1, len(named))
+        is_new = await self._settlement.offer(replace(work, messages=named[:at_once]))
+        for some in parts(named[at_once:], at_once):
+            # whoever sent the first ones may have died here; the stores, or their receivers, know a second copy
+            await self._settlement.submission(Outgoing(messages=some))()
+        return is_new
 
     async def add_members(self, backend: Backend, group_id: str, workflow: Compiled) -> bool:
         """Send more members of a group, which its entry counts from then on; False where the group is over. Safe to

@@ -426,7 +426,7 @@ async def test_what_cannot_be_sent_is_refused_and_nothing_is_sent() -> None:
         add = crew_of(server).add
         other = crew_of(Server("memory://other")).add
         wrong: Any = group(add.s())
-        with pytest.raises(ArgumentError, match="send_chain takes a chain, not a Group"):
+        with pytest.raises(ArgumentError, match="expected a chain, not a Group"):
             await server.send_chain(wrong)
         with pytest.raises(ArgumentError, match="more than one task: use send"):
             await server.send_task(wrong)
