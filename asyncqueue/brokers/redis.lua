@@ -5,7 +5,7 @@
 -- {Q}:aq:later     ZSET    messages given back with a delay, "<unique>:<attempt>:<body>"; score: due, ms
 -- {Q}:aq:workers   ZSET    worker -> when its lease ends, ms of this server's clock; negative: minus when it was fenced
 -- {Q}:aq:proc:W    HASH    what worker W holds, number -> "<attempt>:<body>"; field "seq" is the last number given out
--- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next step takes it from there
+-- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next `take` finds it there
 -- {Q}:aq:dead      STREAM  the dead letter: reason, error, attempt, worker, body
 -- delayed_tasks    ZSET    messages with an ETA, as Machinery keeps them: bare JSON; score: due, ns
 --

@@ -341,7 +341,7 @@ class RedisBroker:
         return _deliveries(worker, enumerate(rest[0], first))
 
     async def _wait_for_message(self, worker: _Worker, left: float) -> None:
-        """Until there may be one: BLMOVE puts it where the next step finds it, whatever becomes of the reply."""
+        """Until there may be one: BLMOVE puts it where the next ``take`` finds it, whatever becomes of the reply."""
         if self._blocked >= MAX_BLOCKED:
             await asyncio.sleep(min(left, POLL))
             return
@@ -354,7 +354,7 @@ class RedisBroker:
                 worker.channel = await self._link.channel()
             await worker.channel.call("BLMOVE", worker.queue, inbox, "LEFT", "RIGHT", f"{wait:.3f}", wait=wait)
             worker.is_doubtful = was_doubtful
-        except OutOfMemory:  # a step works all the same
+        except OutOfMemory:  # taking works all the same
             worker.is_doubtful = was_doubtful
             await asyncio.sleep(min(left, POLL))
         finally:
