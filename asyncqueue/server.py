@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -612,7 +612,10 @@ class Server:
         if name == PASS:  # it collects what others returned: there is one value for each
             return [untyped_value_of([each]) for each in results]
         registered = self.registry.find(name)
-        return registered.value_of(results) if registered is not None else untyped_value_of(results)
+        if registered is not None:
+            with suppress(ArgumentError):  # it went on as a task that returns something else
+                return registered.value_of(results)
+        return untyped_value_of(results)
 
 
 def _expected(given: W, kind: type[Workflow], name: str) -> W:

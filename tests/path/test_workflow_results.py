@@ -11,6 +11,7 @@ import pytest
 
 from asyncqueue import (
     ArgumentError,
+    AsyncResult,
     MemberFailed,
     NoBackend,
     ResultExpired,
@@ -19,6 +20,7 @@ from asyncqueue import (
     Server,
     State,
     Task,
+    TaskContext,
     TaskFailed,
     TaskState,
     chain,
@@ -104,6 +106,23 @@ async def test_a_group_has_one_value_for_each_member_whatever_that_returns(anywh
     async with bench.working(server):
         result = await server.send_group(members)
         assert await in_time(result.get()) == [None, (1, "one"), 3, [1, 2], []]
+
+
+async def test_a_task_that_went_on_as_another_has_its_result(anywhere: Stores, bench: Bench) -> None:
+    server = bench.server()
+
+    @server.task
+    async def word(number: int) -> str:
+        return f"word {number}"
+
+    @server.task
+    async def number(context: TaskContext) -> int:
+        context.replace(word.s(1))
+
+    async with bench.working(server):
+        result: AsyncResult[Any] = await server.send_task(number.s())
+        assert await in_time(result.get()) == "word 1"
+        assert await in_time(await server.send_group(group(number.s()))) == ["word 1"]
 
 
 async def test_a_chain_that_ends_in_a_group_returns_a_list(anywhere: Stores, bench: Bench) -> None:
@@ -445,12 +464,16 @@ async def test_concurrency_bounds_how_many_messages_go_at_once(concurrency: int,
     async with Server("memory://parts") as server:
         add = crew_of(server).add
         broker: Any = (await server.connected()).broker
-        submit, sent = broker.submit, []
+        submit, publish, sent = broker.submit, broker.publish, []
 
         async def counting(states: Any, messages: Sequence[Any], *args: Any, **more: Any) -> None:
             sent.append(len(messages))
             await submit(states, messages, *args, **more)
 
-        broker.submit = counting
+        async def counting_too(messages: Sequence[Any]) -> None:
+            sent.append(len(messages))
+            await publish(messages)
+
+        broker.submit, broker.publish = counting, counting_too
         await server.send_group(group(*(add.s(number) for number in range(5))), concurrency)
         assert sent == parts
