@@ -24,6 +24,10 @@ class EagerSettlement:
     async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
         return await self._inner.settle([_at_once(item) for item in batch])
 
+    @property
+    def is_atomic(self) -> bool:
+        return self._inner.is_atomic
+
     def submission(self, work: Outgoing) -> Submission:
         return self._inner.submission(replace(work, messages=_due(work.messages)))
 

@@ -9,7 +9,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
-from asyncqueue.engine.messages import Rules, callback_id, message, pending, timed
+from asyncqueue.engine.messages import Rules, callback_id, message, pending, timed, with_headers
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
 from asyncqueue.engine.patience import Patience
@@ -118,14 +118,17 @@ class Publisher:
     async def add_members(self, backend: Backend, group_id: str, workflow: Compiled) -> bool:
         """Send more members of a group, which its entry counts from then on; False where the group is over. Safe to
         repeat where their UUIDs are the same."""
-        work = await self._outgoing(workflow)
+        # of two copies of an entry, the second one looks whether the first one has run
+        checked = replace(workflow, entries=tuple(with_headers(each, aq_check="1") for each in workflow.entries))
+        whole = await self._outgoing(checked)
         added = members_in(group_id, workflow.entries, workflow.plans)
-        others = [group for group in work.groups if group.group_uuid != group_id]
         if not await self._patience.insist("add members", lambda: backend.add_members(group_id, added)):
             return False
-        known = await backend.get([state.task_uuid for state in work.states])
-        new = [state for state, old in zip(work.states, known, strict=True) if old is None]
-        await self._insist(replace(work, states=new, groups=others))
+        groups = [group for group in whole.groups if group.group_uuid != group_id]
+        states = {state.task_uuid: state for state in whole.states}
+        for entry, ready in zip(workflow.entries, whole.messages, strict=True):
+            own = [states[task.uuid] for task in tasks_in([entry], workflow.plans)]
+            await self._offer(Outgoing(own, [ready], groups, whole.plans))
         return True
 
     async def close(self) -> None:
@@ -181,6 +184,10 @@ class Publisher:
     async def _insist(self, work: Outgoing) -> None:
         submission = self._settlement.submission(work)
         await self._patience.insist(f"publish to {self._address}", submission, budget=self._timeout())
+
+    async def _offer(self, work: Outgoing) -> None:
+        settlement, doing = self._settlement, f"publish to {self._address}"
+        await self._patience.insist(doing, lambda: settlement.offer(work), budget=self._timeout())
 
     async def _flush(self, outgoing: Sequence[_Prepared]) -> None:
         work = Outgoing([each.state for each in outgoing], [each.message for each in outgoing])

@@ -60,6 +60,10 @@ class Settlement(Protocol):
         """Returns when all of it is done but for the items that it returns: see ``JointStore.settle``. Raises
         ``Unavailable``: then some of it may be done, and all of it may be asked for again."""
 
+    @property
+    def is_atomic(self) -> bool:
+        """Whether a task that has a state was sent: both come in one step."""
+
     def submission(self, work: Outgoing) -> Submission:
         """The step that sends this."""
 
@@ -96,6 +100,10 @@ class OrderedSettlement:
         await self._publish([message for item in ready for message in item.publish])
         await self._let_go(ready)
         return unsettled
+
+    @property
+    def is_atomic(self) -> bool:
+        return False
 
     def submission(self, work: Outgoing) -> Submission:
         backend = self._backend
@@ -194,16 +202,21 @@ class AtomicSettlement:
     nothing, and callbacks and retries are sent exactly once.
     """
 
-    def __init__(self, store: JointStore, backend: Backend, max_batch: int) -> None:
+    def __init__(self, broker: Broker, store: JointStore, backend: Backend) -> None:
+        self._broker = broker
         self._store = store
         self._backend = backend
-        self._max_batch = max_batch
+        self._max_batch = broker.capabilities.max_batch
 
     async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
         unsettled: list[Unsettled] = []
         for part in parts(batch, self._max_batch):
             unsettled += await self._store.settle(part, self._backend.results_expire_in)
         return unsettled
+
+    @property
+    def is_atomic(self) -> bool:
+        return True
 
     def submission(self, work: Outgoing) -> Submission:
         return lambda: self._submit(work)
@@ -217,6 +230,9 @@ class AtomicSettlement:
         return True
 
     async def _submit(self, work: Outgoing) -> None:
+        if not (work.states or work.groups or work.plans):  # what was submitted before: the tokens tell a second copy
+            await in_parts(work.messages, self._max_batch, self._broker.publish)
+            return
         keep = self._backend.results_expire_in
         await self._store.submit(work.states, work.messages, keep, groups=work.groups, plans=work.plans)
 
@@ -263,7 +279,7 @@ class WholeSettlement:
 async def settlement_of(broker: Broker, backend: Backend | None) -> Settlement:
     """The strongest settlement that a pair of open stores allows."""
     if backend is not None and isinstance(broker, JointStore) and await broker.identity() == await backend.identity():
-        return AtomicSettlement(broker, backend, broker.capabilities.max_batch)
+        return AtomicSettlement(broker, broker, backend)
     return OrderedSettlement(broker, backend)
 
 
