@@ -43,7 +43,7 @@ class Link(Protocol[R, H_co, T_contra]):
 
     if TYPE_CHECKING:
 
-        def typed(self) -> Typed[R, H_co, T_contra]: ...
+        def _typed(self) -> Typed[R, H_co, T_contra]: ...
 
 
 class TaskSignature(Call, Generic[R, U_contra]):
@@ -57,7 +57,7 @@ class TaskSignature(Call, Generic[R, U_contra]):
 
     if TYPE_CHECKING:
 
-        def typed(self) -> Typed[R, R, U_contra]: ...
+        def _typed(self) -> Typed[R, R, U_contra]: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Chain(Series, Generic[R_co, T_contra, H_co]):
 
     if TYPE_CHECKING:
 
-        def typed(self: Chain[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
+        def _typed(self: Chain[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Group(Parallel, Generic[R_co, T_contra]):
 
     if TYPE_CHECKING:
 
-        def typed(self: Group[R, T_contra]) -> Typed[list[R], Any, T_contra]: ...
+        def _typed(self: Group[R, T_contra]) -> Typed[list[R], Any, T_contra]: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Chord(Join, Generic[R_co, T_contra, H_co]):
 
     if TYPE_CHECKING:
 
-        def typed(self: Chord[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
+        def _typed(self: Chord[R, T_contra, H_co]) -> Typed[R, H_co, T_contra]: ...
 
 
 @overload

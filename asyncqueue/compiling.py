@@ -82,12 +82,13 @@ def continued(
     *,
     default_queue: str,
     limits: Limits = DEFAULT_LIMITS,
-    attempt: int = 1,
+    attempt: int | None = None,
     go_compat: bool = False,
 ) -> Compiled:
     """The workflow as which a running task goes on: its last task takes over the UUID of the original and all that
-    waits for it. ``attempt`` is that of the run which goes on so; a run that is repeated goes on as the same tasks.
-    Raises as ``compiled`` does."""
+    waits for it. ``attempt`` is the number of the run which goes on so, by default as its message says; a run that is
+    repeated goes on as the same tasks. Raises as ``compiled`` does."""
+    attempt = attempt_of(original) if attempt is None else attempt
     ids = ids_from(f"{original.uuid}/{attempt}")
     compiler = _Compiler(default_queue, limits, ids, go_compat, MAX_TASKS)
     successors = [_Entry(each, not original.immutable) for each in original.on_success or ()]
@@ -165,14 +166,6 @@ class _After:
 
 
 @dataclass(frozen=True, slots=True)
-class _Before:
-    """Where a node stands. ``groups`` are those with policies of their own that its first tasks enter."""
-
-    groups: tuple[str, ...] = ()
-    is_first: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class _Size:
     """Of a signature with all that is inside of it."""
 
@@ -205,23 +198,23 @@ class _Compiler:
 
     # — nodes —
 
-    def node(self, node: Node, path: str, after: _After, before: _Before = _Before()) -> _Part:
+    def node(self, node: Node, path: str, after: _After, *, is_first: bool = True) -> _Part:
         with self._opened(node):
             match node:
                 case Signature():
-                    return self._task(node, path, after, before)
+                    return self._task(node, path, after)
                 case Series(links):
-                    return self._chain(links, path, after, before)
+                    return self._chain(links, path, after, is_first)
                 case Parallel():
-                    return self._group(node, path, after, before)
+                    return self._group(node, path, after, is_first)
                 case Join():
-                    return self._chord(node, path, after, before)
+                    return self._chord(node, path, after, is_first)
                 case Workflow():
                     raise ArgumentError(f"a workflow is a chain, a group or a chord, not a {type(node).__name__}")
                 case never:
                     assert_never(never)
 
-    def _task(self, given: Signature, path: str, after: _After, before: _Before) -> _Part:
+    def _task(self, given: Signature, path: str, after: _After) -> _Part:
         if given.group_uuid or given.chord_callback is not None:
             raise ArgumentError(
                 f"task {given.name}: it is a member of group {given.group_uuid!r} already; a workflow makes up its own"
@@ -231,54 +224,50 @@ class _Compiler:
         sealed = _is_sealed(given)
         own = [_Entry(each, not filled.immutable) for each in filled.on_success or ()]
         signature = self._ended(filled, own, path, after, sealed=sealed)
-        if before.groups:
-            signature = with_header(signature, ENTERS_HEADER, " ".join(before.groups))
         takes = not (isinstance(given, Call) and given.takes_nothing)
         return (_Entry(signature, takes, sealed),), Outline("task", signature.uuid, signature.name)
 
-    def _chain(self, links: Sequence[Node], path: str, after: _After, before: _Before) -> _Part:
+    def _chain(self, links: Sequence[Node], path: str, after: _After, is_first: bool) -> _Part:
         if not links:
             raise ArgumentError("a chain needs at least one link")
         parts: list[Outline] = []
         entries: tuple[_Entry, ...] = ()
         for place in range(len(links) - 1, -1, -1):
-            here = before if place == 0 else _Before(is_first=False)
-            entries, part = self.node(links[place], _step(path, str(place)), after, here)
+            here = _step(path, str(place))
+            entries, part = self.node(links[place], here, after, is_first=is_first and place == 0)
             parts.append(part)
             after = _After(entries)
         parts.reverse()
         return entries, Outline("chain", parts[-1].id, parts[-1].name, tuple(parts))
 
-    def _group(self, group: Parallel, path: str, after: _After, before: _Before) -> _Part:
+    def _group(self, group: Parallel, path: str, after: _After, is_first: bool) -> _Part:
         if not group.members:
-            return self._nothing(path, after, before)
+            return self._nothing(path, after, is_first)
         if after.is_nothing:
             group_id = f"group_{self.new_id(_step(path, 'group'))}"
-            return self._members(group, path, _Membership(group_id, len(group.members), None), before)
+            return self._members(group, path, _Membership(group_id, len(group.members), None), is_first)
         if after.membership is None and after.original is None:
-            return self._joined(group, path, after.successors, before)
+            return self._joined(group, path, after.successors, is_first)
         collecting = self._ending(PASS, path, _queue_of(group, self.default_queue), after)
-        entries, outline = self._joined(group, path, (collecting,), before)
+        entries, outline = self._joined(group, path, (collecting,), is_first)
         collected = Outline("group", collecting.signature.uuid, PASS, outline.parts, outline.group_id)
         return entries, collected
 
-    def _chord(self, chord: Join, path: str, after: _After, before: _Before) -> _Part:
-        callback, called = self.node(chord.callback, _step(path, "callback"), after, _Before(is_first=False))
+    def _chord(self, chord: Join, path: str, after: _After, is_first: bool) -> _Part:
+        callback, called = self.node(chord.callback, _step(path, "callback"), after, is_first=False)
         group = chord.members
         if group.members:
             with self._opened(group):
-                entries, joined = self._joined(group, path, callback, before, chord.on_failure, chord.group_timeout)
+                entries, joined = self._joined(group, path, callback, is_first, chord.on_failure, chord.group_timeout)
         else:
             entries, joined = tuple(_taking_nothing(each) for each in callback), Outline("group", "", "")
         return entries, Outline("chord", called.id, called.name, (joined, called), joined.group_id)
 
-    def _nothing(self, path: str, after: _After, before: _Before) -> _Part:
+    def _nothing(self, path: str, after: _After, is_first: bool) -> _Part:
         """An empty group: what comes after it comes at once, and is given nothing."""
-        if after.membership is None and after.original is None and (after.successors or before.is_first):
+        if after.membership is None and after.original is None and (after.successors or is_first):
             return tuple(_taking_nothing(each) for each in after.successors), Outline("group", "", "")
         entry = self._ending(NONE, path, self.default_queue, after)
-        if before.groups:
-            entry = _Entry(with_header(entry.signature, ENTERS_HEADER, " ".join(before.groups)))
         return (entry,), Outline("group", entry.signature.uuid, NONE)
 
     def _joined(
@@ -286,7 +275,7 @@ class _Compiler:
         group: Parallel,
         path: str,
         follows: Sequence[_Entry],
-        before: _Before,
+        is_first: bool,
         on_failure: OnFailure = "fail",
         group_timeout: float | None = None,
     ) -> _Part:
@@ -299,10 +288,10 @@ class _Compiler:
                 )
             callback = with_header(callback, ON_FAILURE_HEADER, on_failure)
         group_id = group_id_of(callback.uuid, attempt_of(callback))
-        if on_failure != "fail" and not before.is_first:
-            before = _Before((*before.groups, group_id), is_first=False)
         membership = _Membership(group_id, len(group.members), callback)
-        entries, outline = self._members(group, path, membership, before)
+        entries, outline = self._members(group, path, membership, is_first)
+        if on_failure != "fail" and not is_first:
+            entries = tuple(_entering(each, group_id) for each in entries)
         if group_timeout is None:
             return entries, outline
         deadline = self.built_in(DEADLINE, _step(path, "deadline"), _queue_of(group, self.default_queue)).with_changes(
@@ -312,10 +301,11 @@ class _Compiler:
         )
         return (_Entry(deadline, None), *entries), outline
 
-    def _members(self, group: Parallel, path: str, membership: _Membership, before: _Before) -> _Part:
+    def _members(self, group: Parallel, path: str, membership: _Membership, is_first: bool) -> _Part:
         after = _After(membership=membership)
         parts = [
-            self.node(member, _step(path, str(place)), after, before) for place, member in enumerate(group.members)
+            self.node(member, _step(path, str(place)), after, is_first=is_first)
+            for place, member in enumerate(group.members)
         ]
         entries = tuple(entry for some, _ in parts for entry in some)
         group_id = membership.group_id
@@ -326,6 +316,8 @@ class _Compiler:
         whether it hands on its own; where these differ, a task that returns nothing stands between."""
         path = _step(path, "join")
         queue = follows[0].signature.routing_key
+        if len(follows) == 1 and follows[0].sealed:  # so Machinery reads it, on a callback
+            follows = [_taking_nothing(follows[0])]
         if len(follows) > 1 or not self._fits([follows[0].signature]):
             return self._leading(self.built_in(PASS, path, queue), follows, path)
         entry = follows[0]
@@ -542,6 +534,13 @@ def _is_sealed(signature: Signature) -> bool:
 
 def _taking_nothing(entry: _Entry) -> _Entry:
     return _Entry(entry.signature, None if entry.takes is None else False, entry.sealed)
+
+
+def _entering(entry: _Entry, group_id: str) -> _Entry:
+    """A first task of a member of this group, which may begin with members of other groups."""
+    others = header(entry.signature, ENTERS_HEADER)
+    entered = with_header(entry.signature, ENTERS_HEADER, f"{group_id} {others}" if others else group_id)
+    return _Entry(entered, entry.takes, entry.sealed)
 
 
 def _membership_of(signature: Signature) -> _Membership | None:

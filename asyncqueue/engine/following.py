@@ -27,15 +27,14 @@ from asyncqueue.models import changed
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
 from asyncqueue.workflow import (
-    BROKEN_HEADER,
     ON_FAILURE_HEADER,
     PLAN_HEADER,
     MemberFailure,
-    breaks,
     companion,
+    cut_off,
     doomed,
     groups_in,
-    with_header,
+    is_broken,
 )
 
 
@@ -65,12 +64,9 @@ def after_failure(base: Settled, signature: Signature, error: str, rules: Rules,
     member, callback = member_of(signature), signature.chord_callback
     if member is None or callback is None:
         return base
-    broken = header(signature, BROKEN_HEADER) or ""
-    if policy_of(callback) == "fail" or member.group_id in broken.split():
+    if policy_of(callback) == "fail" or is_broken(signature):
         text = f"member {signature.name!r} ({signature.uuid}) of group {member.group_id} failed: {error}"
-        if breaks(signature, callback):
-            callback = with_header(callback, BROKEN_HEADER, broken)
-        return replace(base, end=group_failed(member.group_id, callback, text, rules, now_ns))
+        return replace(base, end=group_failed(member.group_id, cut_off(callback, signature), text, rules, now_ns))
     return replace(base, member=member, alive=family(signature))
 
 
@@ -114,6 +110,7 @@ def group_completed(
 
 def group_failed(group_id: str, callback: Signature, error: str, rules: Rules, now_ns: int) -> GroupEnd:
     """What follows a group whose callback will never run."""
+    callback = cut_off(callback)
     never, told = _consequences(callback, error, rules, now_ns)
     state = failure_state(callback.uuid, callback.name, error)
     if callback.on_error or never or told or member_of(callback) or header(callback, PLAN_HEADER):
@@ -178,9 +175,7 @@ def _told(signature: Signature, error: str, rules: Rules, now_ns: int) -> Messag
 def _ready(parent: Signature, kind: str, callbacks: Sequence[Signature], now_ns: int) -> list[Signature]:
     """Callbacks as they are sent: with the UUIDs that they always get, and word that they may be a second copy."""
     return [
-        with_headers(
-            timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), aq_check="1"
-        )
+        with_headers(timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), aq_check="1")
         for index, each in enumerate(callbacks)
     ]
 
