@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
@@ -90,7 +90,7 @@ class Signature(BaseModel):
     stop_task_deletion_on_error: bool = Field(default=False, validation_alias="StopTaskDeletionOnError")
     ignore_when_task_not_registered: bool = Field(default=False, validation_alias="IgnoreWhenTaskNotRegistered")
 
-    def with_changes(self, **changes: Any) -> Signature:
+    def with_changes(self, **changes: Any) -> Self:
         """A copy in which the named fields (Python names) have other values. The values are not validated again."""
         return changed(self, changes)
 
