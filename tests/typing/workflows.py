@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from typing import Any, assert_type
 
-from asyncqueue import Server, Signature, TaskContext, TaskSignature
-from asyncqueue.builders import Chain, Chord, Group, chain, chord, group
-from asyncqueue.workflow import MemberFailure
-from asyncqueue.workflow_results import ChainResult, ChordResult, GroupResult
+from asyncqueue import (
+    Chain,
+    ChainResult,
+    Chord,
+    ChordResult,
+    Group,
+    GroupResult,
+    MemberFailure,
+    Server,
+    Signature,
+    TaskContext,
+    TaskSignature,
+    chain,
+    chord,
+    group,
+)
 
 server = Server("memory://")
 
