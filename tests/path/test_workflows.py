@@ -29,12 +29,11 @@ from asyncqueue import (
     group,
     wire,
 )
-from asyncqueue.brokers.base import Inspector
 from asyncqueue.compiling import compiled
 from asyncqueue.errors import ArgumentError, MessageTooLarge, NoBackend, Refused, TaskFailed
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.workflow import Node
-from tests.path.bench import PATIENCE, Bench, Stores, in_time
+from tests.path.bench import PATIENCE, Bench, Stores, in_time, queued
 from tests.path.shapes import (
     Computed,
     Fan,
@@ -46,7 +45,6 @@ from tests.path.shapes import (
     Steps,
     computed,
     labelled,
-    labels_of,
     nestings,
     shapes,
 )
@@ -93,7 +91,7 @@ async def test_every_nesting_comes_to_what_plain_python_does(stores: Stores, ben
         handles = {name: await server.send(steps.built(shape)) for name, shape in NESTINGS.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}
     assert values == {name: computed(shape).value for name, shape in NESTINGS.items()}
-    assert steps.runs == dict.fromkeys((label for shape in NESTINGS.values() for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in NESTINGS.values() for label in computed(shape).runs), 1)
 
 
 async def test_every_part_of_every_nesting_has_a_handle_with_its_value(one_store: Stores, bench: Bench) -> None:
@@ -140,7 +138,7 @@ async def _as_plain_python(batch: list[Shape]) -> None:
         handles = [await server.send(steps.built(shape)) for shape in batch]
         for shape, handle in zip(batch, handles, strict=True):
             assert await handle.get(PATIENCE) == computed(shape).value, shape
-    assert steps.runs == dict.fromkeys((label for shape in batch for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in batch for label in computed(shape).runs), 1)
 
 
 # — what Machinery promises —
@@ -342,7 +340,7 @@ async def test_a_task_goes_on_as_a_workflow_wherever_it_stands(stores: Stores, b
         handles = {name: await server.send(steps.built(shape)) for name, shape in cases.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}
     assert values == {name: computed(shape).value for name, shape in cases.items()}
-    assert steps.runs == dict.fromkeys((label for shape in cases.values() for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in cases.values() for label in computed(shape).runs), 1)
 
 
 async def test_a_task_that_was_retried_goes_on_as_a_workflow(stores: Stores, bench: Bench) -> None:
@@ -565,7 +563,7 @@ async def test_nothing_is_sent_of_what_cannot_be_sent(one_store: Stores, bench: 
         except BaseException as exc:
             exc.add_note(name)
             raise
-        assert await _queued(server) == 0, name
+        assert await queued(server) == 0, name
 
 
 async def test_a_workflow_has_so_many_tasks_and_no_more(
@@ -576,9 +574,9 @@ async def test_a_workflow_has_so_many_tasks_and_no_more(
     add = Sums(server).add
     with pytest.raises(ArgumentError, match="more than 100 tasks"):
         await server.send_group(group(*[add.s(1)] * 101))
-    assert await _queued(server) == 0
+    assert await queued(server) == 0
     await server.send_group(group(*[add.s(1)] * 100))
-    assert await _queued(server) == 100
+    assert await queued(server) == 100
 
 
 async def test_go_is_sent_nothing_that_only_python_understands(one_store: Stores, bench: Bench) -> None:
@@ -588,7 +586,7 @@ async def test_go_is_sent_nothing_that_only_python_understands(one_store: Stores
         await server.send(chord([its.add.s(1)], its.add.s(), on_failure="skip"))
     with pytest.raises(MessageTooLarge, match=r"go_compat"):
         await server.send(groups(its, 5, 10))
-    assert await _queued(server) == 0
+    assert await queued(server) == 0
 
 
 async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
@@ -609,14 +607,6 @@ async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
         ):
             with pytest.raises(NoBackend, match="needs a result backend"):
                 await server.send(workflow)
-        assert await _queued(server) == 0
+        assert await queued(server) == 0
         await server.send(chain(its.add.s(1), its.add.s(2), reach.s()))
         await in_time(reached.wait())
-
-
-async def _queued(server: Server) -> int:
-    """How many messages there are, due or not."""
-    inspector = await server.inspector()
-    assert isinstance(inspector, Inspector)
-    depths = [await inspector.depth(queue) for queue in await inspector.queues()]
-    return sum(depth.ready + depth.held + depth.delayed + depth.dead for depth in depths)
