@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 from uuid import uuid4
@@ -27,8 +27,9 @@ from asyncqueue import (
     group,
 )
 from asyncqueue.builders import TaskSignature
+from asyncqueue.compiling import compiled
 from asyncqueue.state import State
-from asyncqueue.workflow import OnFailure
+from asyncqueue.workflow import OnFailure, tasks_in
 from tests.path.bench import PATIENCE, Bench, Stores, in_time, nothing_is_queued, reaches
 from tests.path.shapes import (
     Computed,
@@ -328,3 +329,220 @@ def test_failures_in_any_workflow_are_what_plain_python_says(
             await run_all(server, steps, [labelled(shape, f"{place}.") for place, shape in enumerate(batch)])
 
     asyncio.run(run())
+
+
+async def test_every_task_of_a_failed_workflow_comes_to_an_end(stores: Stores, bench: Bench) -> None:
+    server = bench.server()
+    steps = Steps(server)
+    cases = [shape for on_failure in POLICIES for shape in failing_nestings(on_failure, every=37)]
+    cases = [labelled(shape, f"{place}.") for place, shape in enumerate(cases)]
+    async with bench.working(server):
+        connected = await server.connected()
+        assert connected.backend is not None
+        works = [compiled(steps.built(shape), default_queue="machinery_tasks") for shape in cases]
+        for work in works:
+            await connected.publisher.send_workflow(work)
+        await nothing_is_queued(server)
+        for shape, work in zip(cases, works, strict=True):
+            states = await connected.backend.get([task.uuid for task in tasks_in(work.entries, work.plans)])
+            assert [state for state in states if state is None or not state.is_completed] == [], shape
+
+
+# — a link of a chain —
+
+
+async def test_the_links_after_a_failed_one_say_which_it_was(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    row, culprit = its.row, its.fail.with_(task_id="task_b").si("b")
+    workflows: dict[str, tuple[Any, Callable[[Any], Sequence[Any]]]] = {
+        "links": (chain(row.s("a"), culprit, row.s(), row.s()), lambda result: result.links[2:]),
+        "a group": (
+            chain(culprit.with_changes(uuid="task_c"), group(row.s(), row.s())),
+            lambda result: result.links[1].members,
+        ),
+        "a group of chains, and a link": (
+            chain(culprit.with_changes(uuid="task_d"), group(row.s(), chain(row.s(), row.s())), row.s()),
+            lambda result: [*result.links[1].members[1].links, result.links[2]],
+        ),
+        "two groups": (
+            chain(culprit.with_changes(uuid="task_e"), group(row.s()), group(row.s(), row.s()), row.s()),
+            lambda result: [*result.links[1].members, *result.links[2].members, result.links[3]],
+        ),
+        "a chord with a policy": (
+            chain(culprit.with_changes(uuid="task_f"), chord([row.s(), row.s()], row.s(), on_failure="skip"), row.s()),
+            lambda result: [*result.links[1].group.members, result.links[1].callback, result.links[2]],
+        ),
+        "a plan": (
+            chain(culprit.with_changes(uuid="task_g"), *(row.s() for _ in range(300))),
+            lambda result: result.links[1::50],
+        ),
+    }
+    async with bench.working(its.server):
+        for name, (workflow, later) in workflows.items():
+            result = await its.server.send(workflow)
+            with pytest.raises(TaskFailed, match="ValueError: no b") as raised:
+                await result.get(PATIENCE)
+            assert raised.value.task_name == "fail", name
+            for link in later(result):
+                state = await link.wait(PATIENCE) or await its.server.result(link.id).state()
+                assert state.state is State.FAILURE, name
+                assert f"'fail' ({raised.value.task_id})" in state.error, name
+                assert "ValueError: no b" in state.error, name
+        await nothing_is_queued(its.server)
+
+
+async def test_a_link_that_cannot_take_what_it_is_given_fails(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+
+    @its.server.task
+    async def number(given: int) -> int:
+        return given
+
+    async with bench.working(its.server):
+        untyped: Any = number.s()
+        result = await its.server.send(chain(its.row.s("a"), untyped, its.row.s()))
+        with pytest.raises(TaskFailed, match="number") as raised:
+            await result.get(PATIENCE)
+        assert raised.value.task_name == "number"
+
+
+async def test_a_chord_behind_a_failure_does_not_run_whatever_its_policy(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    members = (its.row.s(), its.row.s("b"))
+    async with bench.working(its.server):
+        for on_failure in POLICIES:
+            behind = chord(group(*members), its.table.s("title"), on_failure=on_failure)
+            result = await its.server.send(chain(its.fail.s("a"), behind))
+            with pytest.raises(TaskFailed, match="no a"):
+                await result.get(PATIENCE)
+            last = await its.server.result(result.id).wait(PATIENCE)
+            assert last.state is State.FAILURE
+            assert "before it failed: ValueError: no a" in last.error
+        await nothing_is_queued(its.server)
+
+
+# — what nests —
+
+
+async def test_a_failure_goes_from_an_inner_group_to_the_outer_callback_and_its_handler(
+    stores: Stores, bench: Bench
+) -> None:
+    its = Table(bench.server())
+    row, fail, table = its.row, its.fail, its.table.with_(on_error=its.note.s())
+    inner: dict[str, Any] = {
+        "group": group(row.s("b"), fail.s("c")),
+        "group in a group": group(group(row.s("b"), fail.s("c")), row.s("d")),
+        "chord": chord([row.s("b"), fail.s("c")], row.s()),
+        "callback": chord([row.s("b")], fail.si("c")),
+        "chain": chain(row.s("b"), fail.si("c"), row.s()),
+        "chain with groups": chain(group(row.s("b"), fail.s("c")), group(row.s(), row.s())),
+    }
+    async with bench.working(its.server):
+        for name, member in inner.items():
+            result = await its.server.send(chord([row.s("a"), member], table.s("title")))
+            with pytest.raises(MemberFailed, match="ValueError: no c") as raised:
+                await result.get(PATIENCE)
+            assert (raised.value.index, raised.value.task_name) == (1, "fail"), name
+            error = await failure_of(result)
+            assert error.startswith("member "), name
+            assert f"of group {result.group.id} failed: " in error, name
+            assert raised.value.task_id in error, name
+            await nothing_is_queued(its.server)
+            assert its.errors == [error], name
+            its.errors.clear()
+
+
+async def test_a_member_that_is_a_chain_is_one_failure_to_a_callback_that_takes_failures(
+    stores: Stores, bench: Bench
+) -> None:
+    its = Table(bench.server())
+    its.gate.set()
+    member: Any = chain(its.fail.with_(task_id="task_b").s("b"), its.row.with_(task_id="task_end").s())
+    async with bench.working(its.server):
+        result = await its.send(member, "pass")
+        assert await result.get(PATIENCE) == [
+            "title",
+            "a",
+            "task_end: task 'fail' (task_b) before it failed: ValueError: no b",
+            "c",
+        ]
+
+
+async def test_a_task_that_went_on_as_a_workflow_fails_with_it(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    row, fail = its.row, its.fail
+
+    @its.server.task
+    async def grow(ctx: TaskContext, how: str) -> str:
+        workflows: dict[str, Any] = {
+            "task": fail.s("c"),
+            "first link": chain(fail.s("c"), row.s()),
+            "last link": chain(row.s("b"), fail.si("c")),
+            "group": group(row.s("b"), fail.s("c")),
+            "chord": chord([row.s("b"), fail.s("c")], row.s()),
+            "nested": chain(row.s("b"), group(fail.si("c")), group(row.s(), row.s())),
+        }
+        ctx.replace(workflows[how])
+
+    async with bench.working(its.server):
+        for how in ("task", "first link", "last link", "group", "chord", "nested"):
+            growing = grow.with_(on_error=its.note.s()).s(how)
+            result = await its.server.send(chain(growing, row.s()))
+            with pytest.raises(TaskFailed, match="ValueError: no c"):
+                await result.get(PATIENCE)
+            last = await its.server.result(result.id).wait(PATIENCE)
+            assert "before it failed" in last.error, how
+            joined = await its.server.send(chord([grow.s(how), row.s("d")], its.table.s("title"), on_failure="skip"))
+            assert await joined.get(PATIENCE) == ["title", "d"], how
+            await nothing_is_queued(its.server)
+            assert len(its.errors) == 1, how
+            assert "ValueError: no c" in its.errors.pop(), how
+
+
+# — when it is told —
+
+
+async def test_get_raises_when_the_first_member_fails_although_others_run(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    row, fail, last = its.row, its.fail, its.last
+    async with bench.working(its.server, concurrency=20):
+        for workflow in (
+            group(last.s("a"), fail.s("b")),
+            group(last.s("a"), chain(row.s("b"), fail.si("c"))),
+            group(last.s("a"), group(last.s("b"), fail.s("c"))),
+            chord([last.s("a"), fail.s("b")], row.s()),
+            chain(group(last.s("a"), fail.s("b")), row.s()),
+            chain(row.s("a"), group(last.si("b"), fail.si("c"))),
+        ):
+            untyped: Any = workflow
+            result = await its.server.send(untyped)
+            with pytest.raises(TaskFailed, match="ValueError: no "):
+                await result.get(PATIENCE)
+            assert (await result.progress()).failed > 0
+        its.gate.set()
+        await nothing_is_queued(its.server)
+
+
+async def test_the_time_of_a_group_runs_from_when_its_members_are_sent(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    its.gate.set()
+    members = group(its.row.s(), its.last.si("b"))
+    timed: Any = chord(members, its.table.s("title"), group_timeout=0.5)
+    async with bench.working(its.server):
+        result = await its.server.send(chain(its.row.with_(countdown=0.8).s("a"), timed))
+        assert await result.get(PATIENCE) == ["title", "a", "b"]
+
+
+async def test_results_that_no_message_holds_fail_the_callback(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+
+    @its.server.task
+    async def long() -> str:
+        return "x" * 600_000
+
+    async with bench.working(its.server):
+        result = await its.server.send(chord([long.s(), long.s()], its.table.with_(on_error=its.note.s()).s("title")))
+        with pytest.raises(TaskFailed, match=r"the results of its group make a message of 12\d{5} bytes"):
+            await result.get(PATIENCE)
+        await nothing_is_queued(its.server)
+    assert len(its.errors) == 1
