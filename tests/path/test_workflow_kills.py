@@ -414,7 +414,8 @@ async def _is_at_rest(server: Server) -> None:
     queue = server.settings.default_queue
 
     async def look() -> bool:
-        depths = [await inspector.depth(each) for each in (queue, companion(queue))]
+        # twice: a message may go from the one that is looked at second to the one that was looked at first
+        depths = [await inspector.depth(each) for each in 2 * (queue, companion(queue))]
         return not any(each.ready + each.held + each.delayed for each in depths)
 
     await eventually(look, patience=PATIENCE)
