@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
+from redis.asyncio import Redis
 
 import asyncqueue
 from asyncqueue import (
@@ -29,11 +31,19 @@ from asyncqueue import (
     group,
     wire,
 )
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.backends.sqlite import SqliteBackend
+from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.brokers.sqlite import SqliteBroker
+from asyncqueue.clock import Clock
 from asyncqueue.compiling import compiled
+from asyncqueue.config import Settings
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import ArgumentError, MessageTooLarge, NoBackend, Refused, TaskFailed
 from asyncqueue.signature import Arg, Signature
+from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
-from tests.path.bench import PATIENCE, Bench, Stores, in_time, queued
+from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
 from tests.path.shapes import (
     Computed,
     Fan,
@@ -47,6 +57,7 @@ from tests.path.shapes import (
     labelled,
     nestings,
     shapes,
+    told,
 )
 
 NESTINGS = nestings()
@@ -610,3 +621,89 @@ async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
         assert await queued(server) == 0
         await server.send(chain(its.add.s(1), its.add.s(2), reach.s()))
         await in_time(reached.wait())
+
+
+# — work that takes longer than results are kept —
+
+
+class Slow:
+    """Tasks that run when they are let."""
+
+    def __init__(self, server: Server) -> None:
+        self.began: asyncio.Queue[str] = asyncio.Queue()
+        self._gates: dict[str, asyncio.Event] = {}
+
+        @server.task
+        async def step(label: str, *given: str) -> str:
+            self._gates[label] = asyncio.Event()
+            await self.began.put(label)
+            await in_time(self._gates[label].wait())
+            return told(label, given)
+
+        @server.task
+        async def quick(label: str, *given: str) -> str:
+            return told(label, given)
+
+        self.step, self.quick = step, quick
+
+    def let(self, label: str) -> None:
+        self._gates[label].set()
+
+
+def long_chain(its: Slow) -> Chain[Any, Any]:
+    """Six slow steps, one of them a member that others have ended long before."""
+    step, quick = its.step, its.quick
+    members = (step.s("c1"), quick.s("c2"), chain(quick.s("c3"), step.s("c4"), step.s("c5")))
+    return chain(step.s("a"), step.s("b"), group(*members), group(quick.s("d1"), quick.s("d2")), step.s("e"))
+
+
+LONG_CHAIN = Line(
+    (
+        Step("a"),
+        Step("b"),
+        Fan((Step("c1"), Step("c2"), Line((Step("c3"), Step("c4"), Step("c5"))))),
+        Fan((Step("d1"), Step("d2"))),
+        Step("e"),
+    )
+)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_entries_live_as_long_as_there_is_progress(kind: str, tmp_path: Path) -> None:
+    clock = ManualClock()
+    server = _clocked(kind, tmp_path / "tasks.db", clock)
+    its = Slow(server)
+    async with server, Worker(server):
+        result = await server.send(long_chain(its))
+        for _ in range(6):
+            label = await in_time(its.began.get())
+            clock.advance(1.2)
+            its.let(label)
+        assert await result.get(PATIENCE) == computed(LONG_CHAIN).value
+
+
+def _clocked(kind: str, path: Path, clock: Clock) -> Server:
+    """A server all of whose parts have this clock. Results are kept for 2 seconds."""
+    if kind == "memory":
+        store = MemoryStore()
+        backend = MemoryBackend(store, results_expire_in=2.0, clock=clock)
+        return Server(broker=MemoryBroker(store, clock=clock), backend=backend, clock=clock)
+    broker = SqliteBroker(path, lease=3600.0, clock=clock)
+    return Server(broker=broker, backend=SqliteBackend(path, results_expire_in=2.0, clock=clock), clock=clock)
+
+
+async def test_entries_live_as_long_as_there_is_progress_on_redis(redis_url: str) -> None:
+    server = Server(redis_url, settings=Settings.parse({"results_expire_in": 2}))
+    its = Slow(server)
+    async with server, Worker(server), Redis.from_url(redis_url) as client:
+
+        async def is_gone() -> bool:
+            return await client.get("a while") is None
+
+        result = await server.send(long_chain(its))
+        for _ in range(6):
+            label = await in_time(its.began.get())
+            await client.set("a while", "", px=600)
+            await eventually(is_gone)
+            its.let(label)
+        assert await result.get(PATIENCE) == computed(LONG_CHAIN).value
