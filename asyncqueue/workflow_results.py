@@ -86,6 +86,9 @@ class WorkflowResult(Generic[R_co]):
         done = [
             is_failed or all(each in states for each in part) for is_failed, part in zip(failed, parts, strict=True)
         ]
+        if self._outline.kind == "chain":  # what is before a link that has ended has, although its entry may be gone
+            ended = max((place for place, part in enumerate(parts, 1) if part and done[place - 1]), default=0)
+            done[:ended] = [True] * ended
         return Progress(sum(done), sum(failed), len(parts))
 
     def note(self, task_id: str, state: TaskState) -> None:

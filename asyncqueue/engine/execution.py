@@ -202,10 +202,15 @@ class Execution:
 
     async def _replaced(self, context: TaskContext, node: Node) -> Outcome:
         """What the run means whose task goes on as a workflow."""
-        signature, backend = context.signature, self._backend
+        signature, backend, rules = context.signature, self._backend, self._rules()
         try:
             going_on = continued(
-                signature, node, default_queue=context.queue, limits=self._rules().limits, attempt=context.attempt
+                signature,
+                node,
+                default_queue=context.queue,
+                limits=rules.limits,
+                attempt=context.attempt,
+                go_compat=rules.go_compat,
             )
         except ArgumentError as exc:
             return Failed(error_text(exc))
