@@ -43,6 +43,7 @@ from asyncqueue.errors import ArgumentError, MessageTooLarge, NoBackend, Refused
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
+from asyncqueue.workflow_results import Progress
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
 from tests.path.shapes import (
     Computed,
@@ -680,6 +681,7 @@ async def test_entries_live_as_long_as_there_is_progress(kind: str, tmp_path: Pa
             clock.advance(1.2)
             its.let(label)
         assert await result.get(PATIENCE) == computed(LONG_CHAIN).value
+        assert await result.progress() == Progress(done=5, failed=0, total=5)
 
 
 def _clocked(kind: str, path: Path, clock: Clock) -> Server:
