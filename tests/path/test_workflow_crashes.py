@@ -30,7 +30,7 @@ from tests.path.workers import CRASHED, server_with_tasks
 
 PATIENCE = 60.0
 AT_ONCE = 16
-ROUND = 6
+ROUND = 8
 MOST_WRITES = 80
 LEASE = 1.0
 
