@@ -273,13 +273,6 @@ def _unknown(kind: str, workflow_id: str) -> ResultUnknown:
     return ResultUnknown(f"there is no entry of {kind} {workflow_id}: it was never sent, or it expired")
 
 
-def needs_backend(outline: Outline) -> str:
-    """What of a workflow cannot be without a backend: the kind of that part, or "" where there is none."""
-    if outline.kind in ("group", "chord"):
-        return outline.kind
-    return next(filter(None, map(needs_backend, outline.parts)), "")
-
-
 def _part(outline: Outline, results: Results) -> Any:
     """The handle on a part of a workflow."""
     if outline.kind == "task":

@@ -28,6 +28,7 @@ from asyncqueue import (
 )
 from asyncqueue.builders import TaskSignature
 from asyncqueue.compiling import compiled
+from asyncqueue.signature import Arg, Signature
 from asyncqueue.state import State
 from asyncqueue.workflow import OnFailure, tasks_in
 from tests.path.bench import PATIENCE, Bench, Stores, in_time, nothing_is_queued, reaches
@@ -497,6 +498,60 @@ async def test_a_task_that_went_on_as_a_workflow_fails_with_it(stores: Stores, b
             await nothing_is_queued(its.server)
             assert len(its.errors) == 1, how
             assert "ValueError: no c" in its.errors.pop(), how
+
+
+async def test_a_task_that_goes_on_as_what_cannot_be_sent_fails_at_once(stores: Stores, bench: Bench) -> None:
+    its = Table(bench.server())
+    runs: list[str] = []
+    itself: Any = chain(its.row.s("a"))
+    object.__setattr__(itself, "links", (itself,))
+    big = Signature(name="row", args=(Arg(type="string", value="x" * 1_100_000),))
+
+    @its.server.task(retries=3, backoff="fixed:0.02")
+    async def grow(ctx: TaskContext, how: str, by_return: bool) -> Any:
+        runs.append(how)
+        workflow = itself if how == "itself" else big
+        return workflow if by_return else ctx.replace(workflow)
+
+    async with bench.working(its.server):
+        for how, error in (
+            ("itself", "ArgumentError: a chain is a part of itself"),
+            ("big", "MessageTooLarge: .*1000000"),
+        ):
+            for by_return in (False, True):
+                result = await its.server.send(grow.with_(on_error=its.note.s()).s(how, by_return))
+                with pytest.raises(TaskFailed, match=error):
+                    await result.get(PATIENCE)
+                await nothing_is_queued(its.server)
+    assert runs == ["itself", "itself", "big", "big"]
+    assert len(its.errors) == 4
+
+
+async def test_without_a_backend_a_task_goes_on_as_a_chain_and_as_nothing_else() -> None:
+    its = Table(Server(f"memory://{uuid4()}", backend="null"))
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    @its.server.task
+    async def tell(text: str) -> None:
+        await told.put(text)
+
+    @its.server.task
+    async def grow(ctx: TaskContext, how: str) -> str:
+        workflows: dict[str, Any] = {
+            "chain": chain(its.row.s("a"), its.row.s()),
+            "group": group(its.row.s("a")),
+            "chord": chord([its.row.s("a")], its.row.s()),
+            "long chain": chain(its.row.s("a"), *(its.row.s() for _ in range(300))),
+        }
+        ctx.replace(workflows[how])
+
+    async with its.server, Worker(its.server):
+        growing = grow.with_(on_success=tell.s(), on_error=tell.s())
+        await its.server.send(growing.s("chain"))
+        assert await in_time(told.get()) == "a"
+        for how, kind in (("group", "a group"), ("chord", "a chord"), ("long chain", "a workflow this long")):
+            await its.server.send(growing.s(how))
+            assert (await in_time(told.get())).startswith(f"NoBackend: {kind} needs a result backend")
 
 
 # — when it is told —

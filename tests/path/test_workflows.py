@@ -616,6 +616,7 @@ async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
             group(its.add.s(1)),
             chord([its.add.s(1)], its.add.s()),
             chain(its.add.s(1), group(its.add.s())),
+            chain(*(its.add.s(1) for _ in range(300))),
         ):
             with pytest.raises(NoBackend, match="needs a result backend"):
                 await server.send(workflow)
