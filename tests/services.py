@@ -328,9 +328,17 @@ def started(*servers: Server) -> Iterator[None]:
             server.stop()
 
 
+def share(numbers: Sequence[int]) -> Sequence[int]:
+    """Those of some numbers that are this process's alone, where pytest-xdist runs tests in several at once."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return numbers[worker % count :: count]  # one that replaces a crashed worker has a number above the count
+
+
 def free_port() -> int:
-    """A port on loopback that nobody listens on, below those of outgoing connections."""
-    for port in random.sample(PORTS, 200):
+    """A port on loopback that nobody listens on, below those of outgoing connections, and that no test in another
+    process is given: it stays free where nobody is to answer, and while its server is down."""
+    for port in random.sample(share(PORTS), 200):
         with suppress(StartFailed):
             refuse_port_in_use(port)
             return port

@@ -229,13 +229,13 @@ async def test_callbacks_that_are_refused_after_the_success_was_recorded_leave_a
 
 
 async def test_a_watch_is_told_again_after_the_connection_that_reads_was_lost(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    lone_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A balancer that forgets idle connections tells neither end; the one that only listens would never notice."""
     monkeypatch.setattr("asyncqueue.backends.redis.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
-    backend = RedisBackend(redis_url)
+    backend = RedisBackend(lone_redis_url)
     await backend.open()
-    async with Redis.from_url(redis_url, protocol=2) as redis:
+    async with Redis.from_url(lone_redis_url, protocol=2) as redis:
 
         async def readers() -> list[dict[str, str]]:
             return [one for one in await redis.client_list() if "t" in one["flags"]]
