@@ -818,10 +818,10 @@ async def test_one_batch_settles_deliveries_of_many_queues_and_workers(redis_url
 
 
 async def test_an_idle_worker_keeps_its_lease_while_it_waits(redis_url: str) -> None:
-    async with opened(RedisBroker(redis_url, lease=0.6), RedisBroker(redis_url, lease=0.6)) as (broker, other):
+    async with opened(RedisBroker(redis_url, lease=1.5), RedisBroker(redis_url, lease=1.5)) as (broker, other):
         await broker.publish([message("a")])
         (held,) = await broker.fetch("q", 1, 0)
-        waiting = asyncio.create_task(broker.fetch("q", 1, 1.5))
+        waiting = asyncio.create_task(broker.fetch("q", 1, 3.0))
         while not waiting.done():
             await other.tend(["q"])
             await asyncio.sleep(0.05)
