@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Uint32,
         Uint64,
     )
+    from asyncqueue.builders import Chain, Chord, Group, TaskSignature, chain, chord, group
     from asyncqueue.config import Settings
     from asyncqueue.engine.context import TaskContext, current_task
     from asyncqueue.errors import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         BadMessage,
         ConfigError,
         LeaseLost,
+        MemberFailed,
         MessageTooLarge,
         NoBackend,
         PublishUnknown,
@@ -47,10 +49,12 @@ if TYPE_CHECKING:
     )
     from asyncqueue.result import AsyncResult
     from asyncqueue.server import Server
-    from asyncqueue.signature import Arg, Signature, TaskSignature
+    from asyncqueue.signature import Arg, Signature
     from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
     from asyncqueue.task import Task
     from asyncqueue.worker import Worker
+    from asyncqueue.workflow import MemberFailure
+    from asyncqueue.workflow_results import ChainResult, ChordResult, GroupResult
 
 __version__ = "0.1.0"
 
@@ -67,6 +71,13 @@ _HOMES = {
     "Uint16": "asyncqueue.arguments",
     "Uint32": "asyncqueue.arguments",
     "Uint64": "asyncqueue.arguments",
+    "Chain": "asyncqueue.builders",
+    "Chord": "asyncqueue.builders",
+    "Group": "asyncqueue.builders",
+    "TaskSignature": "asyncqueue.builders",
+    "chain": "asyncqueue.builders",
+    "chord": "asyncqueue.builders",
+    "group": "asyncqueue.builders",
     "Settings": "asyncqueue.config",
     "TaskContext": "asyncqueue.engine.context",
     "current_task": "asyncqueue.engine.context",
@@ -75,6 +86,7 @@ _HOMES = {
     "BadMessage": "asyncqueue.errors",
     "ConfigError": "asyncqueue.errors",
     "LeaseLost": "asyncqueue.errors",
+    "MemberFailed": "asyncqueue.errors",
     "MessageTooLarge": "asyncqueue.errors",
     "NoBackend": "asyncqueue.errors",
     "PublishUnknown": "asyncqueue.errors",
@@ -91,13 +103,16 @@ _HOMES = {
     "Server": "asyncqueue.server",
     "Arg": "asyncqueue.signature",
     "Signature": "asyncqueue.signature",
-    "TaskSignature": "asyncqueue.signature",
     "GroupMeta": "asyncqueue.state",
     "State": "asyncqueue.state",
     "TaskResult": "asyncqueue.state",
     "TaskState": "asyncqueue.state",
     "Task": "asyncqueue.task",
     "Worker": "asyncqueue.worker",
+    "MemberFailure": "asyncqueue.workflow",
+    "ChainResult": "asyncqueue.workflow_results",
+    "ChordResult": "asyncqueue.workflow_results",
+    "GroupResult": "asyncqueue.workflow_results",
 }
 
 __all__ = [
@@ -106,16 +121,24 @@ __all__ = [
     "AsyncQueueError",
     "AsyncResult",
     "BadMessage",
+    "Chain",
+    "ChainResult",
+    "Chord",
+    "ChordResult",
     "ConfigError",
     "Float32",
     "Float64",
+    "Group",
     "GroupMeta",
+    "GroupResult",
     "Int",
     "Int8",
     "Int16",
     "Int32",
     "Int64",
     "LeaseLost",
+    "MemberFailed",
+    "MemberFailure",
     "MessageTooLarge",
     "NoBackend",
     "PublishUnknown",
@@ -143,7 +166,10 @@ __all__ = [
     "Uint64",
     "Unavailable",
     "Worker",
+    "chain",
+    "chord",
     "current_task",
+    "group",
 ]
 
 

@@ -15,6 +15,7 @@ AsyncQueueError
 │   ├── ResultExpired        the entry is gone, and this handle knows that it once was there
 │   ├── ResultUnknown        no entry: the UUID never was, or its entry expired
 │   └── TaskFailed           the task ended in FAILURE; `error` is the text it left
+│       └── MemberFailed     a member of a group did; `index` is its place in the group
 ├── RetryTaskLater           raised by a task: run me again after `delay` seconds
 └── LeaseLost                the service gave this delivery to somebody else
 """
@@ -97,6 +98,19 @@ class TaskFailed(ResultError):
         self.error = error
         self.task_id = task_id
         self.task_name = task_name
+
+
+class MemberFailed(TaskFailed):
+    """A member of a group ended in FAILURE.
+
+    ``index`` is its place in the group, from 0. ``error``, ``task_id`` and ``task_name`` are those of the task that
+    failed: the member itself or, where the member is a workflow, a task in it.
+    """
+
+    def __init__(self, index: int, cause: TaskFailed) -> None:
+        super().__init__(cause.error, task_id=cause.task_id, task_name=cause.task_name)
+        self.args = (f"member {index} of its group: {cause}",)
+        self.index = index
 
 
 class RetryTaskLater(AsyncQueueError):

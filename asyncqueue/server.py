@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, fields, replace
+from contextlib import AsyncExitStack, suppress
+from dataclasses import fields, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar, get_args, overload
+from typing import Any, ParamSpec, Self, TypeVar, cast, get_args, overload
 
-from asyncqueue import names, urls, wire
+from asyncqueue import names, wire
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker, Dead, Inspector, Polling, QueueDepth
+from asyncqueue.brokers.base import Broker, Dead, Inspector, QueueDepth
+from asyncqueue.builders import Chain, Chord, Group, TaskSignature, owner_of
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
-from asyncqueue.config import Reloader, Settings, from_env, from_yaml, layered, load, taken_up
+from asyncqueue.compiling import NewId, compiled
+from asyncqueue.config import Reloader, Settings, from_env, from_yaml
 from asyncqueue.engine.eager import EagerRunner, EagerSettlement
 from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.messages import Rules, callback_ids, pending
 from asyncqueue.engine.middleware import Middleware, PublishHook
-from asyncqueue.engine.outcome import Rules, callback_ids, pending
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
 from asyncqueue.engine.publisher import Publisher
@@ -35,38 +36,31 @@ from asyncqueue.engine.registry import (
     untyped_value_of,
 )
 from asyncqueue.engine.settlement import Settlement, settlement_of
-from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused
+from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, NoBackend, Refused
 from asyncqueue.locks.base import Lock, TurnLock
-from asyncqueue.redact import redact_url, without_credentials
-from asyncqueue.result import AsyncResult
+from asyncqueue.result import AsyncResult, Results
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
-from asyncqueue.signature import MAX_PRIORITY, Signature, TaskSignature
+from asyncqueue.signature import MAX_PRIORITY, Signature
+from asyncqueue.state import TaskResult
+from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
+from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow, is_companion
+from asyncqueue.workflow_results import (
+    ChainResult,
+    ChordResult,
+    GroupResult,
+    WorkflowResult,
+    needs_backend,
+    reopened_chain,
+    reopened_chord,
+    reopened_group,
+    workflow_result,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The open parts of a server in one event loop."""
-
-    broker: Broker
-    backend: Backend | None
-    settlement: Settlement
-    publisher: Publisher
-    eager: EagerRunner | None
-
-
-@dataclass(slots=True)
-class _Home:
-    """What a server has open in one event loop."""
-
-    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    connected: Connected | None = None
-    lock: Lock | None = None
-    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+W = TypeVar("W")
 
 
 class Server:
@@ -95,16 +89,8 @@ class Server:
         self.timetable = Timetable()
         self._publish_hooks: list[PublishHook] = []
         self.patience = Patience(self.events, clock)
-        self.settings = settings or Settings()
-        self.reload_path: Path | None = None
-        self._settings_listeners: list[Callable[[Settings], None]] = []
-        self._override: tuple[Settings, Settings] | None = None
-        self._broker_url = self._backend_url = self._lock_url = ""
-        self._given = url, broker, backend, lock
-        self._choose(*self._given)
-        self._homes: dict[asyncio.AbstractEventLoop, _Home] = {}
-        self._pid = os.getpid()
-        self._inherited: list[object] = []
+        self._stores = Stores(Choice(url, broker, backend, lock), settings or Settings(), self._assemble)
+        self._results = Results(self._backend, self._value_of, patience=self._patience)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -119,7 +105,7 @@ class Server:
         while it runs. Raises ``ConfigError``.
         """
         server = cls.from_settings(from_yaml(path))
-        server.reload_path = Path(path) if reload else None
+        server._stores.reload_path = Path(path) if reload else None
         return server
 
     @classmethod
@@ -181,7 +167,7 @@ class Server:
     # — sending —
 
     @overload
-    async def send_task(self, task: TaskSignature[R], /) -> AsyncResult[R]: ...
+    async def send_task(self, task: TaskSignature[R, None], /) -> AsyncResult[R]: ...
     @overload
     async def send_task(self, task: Signature, /) -> AsyncResult[Any]: ...
     @overload
@@ -206,6 +192,8 @@ class Server:
             if args or kwargs:
                 raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
             return task
+        if isinstance(task, Workflow):
+            raise ArgumentError(f"a {type(task).__name__.lower()} is more than one task: use send")
         if isinstance(task, Task):
             return task.s(*args, **kwargs)
         registered = self.registry.find(task)
@@ -221,7 +209,7 @@ class Server:
         return Signature(name=task, args=(*untyped[: len(args)], *named), headers=headers)
 
     @overload
-    async def send_many(self, signatures: Iterable[TaskSignature[R]]) -> list[AsyncResult[R]]: ...
+    async def send_many(self, signatures: Iterable[TaskSignature[R, None]]) -> list[AsyncResult[R]]: ...
     @overload
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]: ...
     async def send_many(self, signatures: Iterable[Signature]) -> list[AsyncResult[Any]]:
@@ -233,11 +221,82 @@ class Server:
         sent = await connected.publisher.send(list(signatures))
         if connected.eager is not None:
             await connected.eager.run()
-        return [self._result(signature.uuid, signature) for signature in sent]
+        return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
+
+    # — sending workflows —
+
+    @overload
+    async def send(self, work: TaskSignature[R, None], /, concurrency: int = 0) -> AsyncResult[R]: ...
+    @overload
+    async def send(self, work: Signature, /, concurrency: int = 0) -> AsyncResult[Any]: ...
+    @overload
+    async def send(self, work: Chain[R], /, concurrency: int = 0) -> ChainResult[R]: ...
+    @overload
+    async def send(self, work: Group[R], /, concurrency: int = 0) -> GroupResult[R]: ...
+    @overload
+    async def send(self, work: Chord[R], /, concurrency: int = 0) -> ChordResult[R]: ...
+    async def send(self, work: Signature | Workflow, /, concurrency: int = 0) -> AsyncResult[Any] | WorkflowResult[Any]:
+        """Send a task, a chain, a group or a chord.
+
+        Groups, plans and the PENDING states of all tasks are written before the first message is published.
+        ``concurrency`` is how many messages are handed to the broker at once; 0: all of them, and where broker and
+        backend are one store, everything in one step. Raises ``ArgumentError`` for what cannot be a workflow, before
+        anything is sent; ``NoBackend`` for a group or a chord where no results are kept; else as ``send_task`` does.
+        """
+        if isinstance(work, Signature):
+            return await self.send_task(work)
+        return await self._send(work, concurrency)
+
+    async def send_chain(self, chain: Chain[R]) -> ChainResult[R]:
+        """Send a chain. Raises as ``send`` does."""
+        return cast("ChainResult[R]", await self._send(_expected(chain, Series, "chain"), 0))
+
+    async def send_group(self, group: Group[R], concurrency: int = 0) -> GroupResult[R]:
+        """Send a group, ``concurrency`` messages at once. Raises as ``send`` does."""
+        return cast("GroupResult[R]", await self._send(_expected(group, Parallel, "group"), concurrency))
+
+    async def send_chord(self, chord: Chord[R], concurrency: int = 0) -> ChordResult[R]:
+        """Send a chord, ``concurrency`` messages at once. Raises as ``send`` does."""
+        return cast("ChordResult[R]", await self._send(_expected(chord, Join, "chord"), concurrency))
+
+    async def _send(self, workflow: Workflow, concurrency: int) -> WorkflowResult[Any]:
+        at_once = _bound(concurrency)
+        work = self._compiled(workflow)
+        connected = await self.connected()
+        await connected.publisher.send_workflow(work, at_once)
+        if connected.eager is not None:
+            await connected.eager.run()
+        return workflow_result(work.outline, self._results)
+
+    def _compiled(self, workflow: Node, new_id: NewId | None = None) -> Compiled:
+        owner_of(workflow)  # a workflow of tasks of several servers is a mistake
+        settings, limits = self.settings, self.rules().limits
+        work = compiled(
+            workflow, default_queue=settings.default_queue, limits=limits, new_id=new_id, go_compat=settings.go_compat
+        )
+        if not self._stores.keeps_results and (kind := needs_backend(work.outline)):
+            raise NoBackend(f"a {kind} needs a result backend, which counts its members, and this server keeps none")
+        return work
+
+    # — results —
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent elsewhere or before, by its UUID."""
-        return self._result(task_id, None)
+        return AsyncResult(task_id, self._results)
+
+    async def chain_result(self, chain_id: str) -> ChainResult[Any]:
+        """A handle on a chain that was sent elsewhere or before, by its ``id``: the UUID of its last link, be that a
+        task or a group. Raises ``NoBackend``, and ``ResultUnknown`` where there is no entry."""
+        return await reopened_chain(chain_id, self._results)
+
+    async def group_result(self, group_id: str) -> GroupResult[Any]:
+        """A handle on a group that was sent elsewhere or before, by its UUID. Raises as ``chain_result`` does."""
+        return await reopened_group(group_id, self._results)
+
+    async def chord_result(self, callback_id: str) -> ChordResult[Any]:
+        """A handle on a chord that was sent elsewhere or before, by its ``id``: the UUID of its callback. Where the
+        callback is a workflow, nothing is known of the group. Raises as ``chain_result`` does."""
+        return await reopened_chord(callback_id, self._results)
 
     # — periodic tasks —
 
@@ -253,32 +312,72 @@ class Server:
         """Machinery's verb for ``schedule``, which see."""
         self.schedule(spec, name, task, missed=missed, overlap=overlap)
 
+    async def register_periodic_chain(
+        self, spec: str, name: str, chain: Chain, *, missed: Missed = "skip", overlap: Overlap = "allow"
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a chain, which see."""
+        self.schedule(spec, name, _expected(chain, Series, "chain"), missed=missed, overlap=overlap)
+
+    async def register_periodic_group(
+        self,
+        spec: str,
+        name: str,
+        group: Group,
+        *,
+        concurrency: int = 0,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a group, which see."""
+        work = _expected(group, Parallel, "group")
+        self.schedule(spec, name, work, concurrency=concurrency, missed=missed, overlap=overlap)
+
+    async def register_periodic_chord(
+        self,
+        spec: str,
+        name: str,
+        chord: Chord,
+        *,
+        concurrency: int = 0,
+        missed: Missed = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Machinery's verb for ``schedule`` with a chord, which see."""
+        work = _expected(chord, Join, "chord")
+        self.schedule(spec, name, work, concurrency=concurrency, missed=missed, overlap=overlap)
+
     def schedule(
         self,
         spec: str,
         name: str,
-        task: Signature | Task[Any, Any] | str,
+        work: Signature | Task[Any, Any] | Workflow | str,
         *,
+        concurrency: int = 0,
         missed: Missed = "skip",
         overlap: Overlap = "allow",
     ) -> None:
-        """Send ``task`` whenever ``spec`` says, while a worker of this server runs: once, however many do.
+        """Send a task or a workflow whenever ``spec`` says, while a worker of this server runs: once, however many do.
 
         ``spec`` is five cron fields, ``@hourly`` and the like, or ``@every 30s``, with ``CRON_TZ=Europe/Paris`` in
-        front where another zone than the local one is meant. Each occurrence is a fresh copy of the signature; its
-        ETA and UUID do not count. ``missed`` says which occurrences are sent that came due while no worker ran:
-        none (``"skip"``), the latest (``"last"``) or ``"all"``. With ``overlap="skip"`` an occurrence is left out
-        while the task of the one before it has not ended.
+        front where another zone than the local one is meant. Each occurrence is a fresh copy; ETAs and UUIDs in it do
+        not count. ``concurrency`` is how many of its messages are handed to the broker at once; 0: all. ``missed``
+        says which occurrences are sent that came due while no worker ran: none (``"skip"``), the latest (``"last"``)
+        or ``"all"``. With ``overlap="skip"`` an occurrence is left out while the one before it has not ended.
 
         Nothing is connected. Raises ``ConfigError`` for a spec that is wrong or never fires, and for a name that has
-        another spec already; ``ArgumentError`` for arguments that do not fit the task.
+        another spec already; ``ArgumentError`` for arguments that do not fit a task, and for what cannot be a workflow;
+        ``NoBackend`` for a group or a chord where no results are kept.
         """
-        signature = self.signature(task)
-        self._check_periodic(name, signature, missed, overlap)
+        _check_periodic(name, missed, overlap)
+        if overlap == "skip" and not self._stores.keeps_results:
+            raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
+        node = work if isinstance(work, Workflow) else self.signature(work)
         schedule = parse(spec)
+        task = PeriodicTask(name, spec, schedule, node, missed, overlap, _bound(concurrency))
+        self._check_occurrence(task)
         if schedule.next_after(self.clock.now_ns() / NANOSECONDS) is None:
             raise ConfigError(f"schedule {name!r}: {spec!r} never fires in the next {LONGEST_WAIT} years")
-        self.timetable.add(PeriodicTask(name, spec, schedule, signature, missed, overlap))
+        self.timetable.add(task)
 
     def unregister_periodic_task(self, name: str) -> bool:
         """Send no more occurrences from this process; whether there was a schedule of that name. What was sent runs."""
@@ -308,17 +407,14 @@ class Server:
             raise ConfigError(f"periodic tasks need a lock that keeps turns, and this server {what}: give lock=")
         return lock
 
-    def _check_periodic(self, name: str, signature: Signature, missed: str, overlap: str) -> None:
-        if not names.valid_name(name):
-            raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
-        for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
-            if said not in known:
-                raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
-        if overlap == "skip" and self._own_backend is None and urls.scheme_of(self._backend_url) == urls.NULL:
-            raise ConfigError(f"schedule {name!r}: overlap='skip' looks at results, and this server keeps none")
-        registered = self.registry.find(signature.name)
-        if registered is not None:
-            registered.bind(signature)
+    def _check_occurrence(self, task: PeriodicTask) -> None:
+        entries = task.occurrence(self.settings.program, 0, self._compiled).entries
+        if not entries:
+            raise ArgumentError(f"schedule {task.name!r}: a workflow without a task is nothing to send")
+        for each in entries:
+            registered = self.registry.find(each.name)
+            if registered is not None:
+                registered.bind(each)
 
     async def _office(self, owner: str) -> Office:
         lock, connected = await self.turn_lock(), await self.connected()
@@ -329,6 +425,7 @@ class Server:
             self.clock,
             self.events,
             self.patience,
+            self._compiled,
             self.settings.program,
             owner,
         )
@@ -349,10 +446,18 @@ class Server:
         return _readable([body for _, body in await inspector.delayed(limit)])
 
     async def queues(self) -> list[QueueDepth]:
-        """How much is in each queue the broker can see. Raises ``Refused`` where it cannot be looked into."""
+        """How much is in each queue the broker can see; of companion queues, in those that have anything in them.
+
+        Raises ``Refused`` where the broker cannot be looked into.
+        """
         inspector = await self.inspector()
         names = {*await inspector.queues(), self.settings.default_queue}
-        return [await inspector.depth(name) for name in sorted(names)]
+        found = [await inspector.depth(name) for name in sorted(names)]
+        return [
+            depth
+            for depth in found
+            if depth.ready or depth.held or depth.delayed or depth.dead or not is_companion(depth.queue)
+        ]
 
     async def purge(self, queue: str | None = None) -> int:
         """Drop what waits in a queue; returns how many. What workers hold, and what is delayed, stays."""
@@ -394,15 +499,7 @@ class Server:
 
     async def lock(self) -> Lock | None:
         """The lock of this server, open; None where it has none."""
-        await self.connected()
-        home = self._home()
-        async with home.opening:
-            if home.lock is None and (self._own_lock is not None or self._lock_url):
-                lock = self._own_lock or urls.lock_for(self._lock_url, self.settings)
-                await lock.open()
-                home.closing.push_async_callback(lock.close)
-                home.lock = lock
-        return home.lock
+        return await self._stores.lock()
 
     async def inspector(self) -> Inspector:
         """The broker, as something to look into. Raises ``Refused`` where it cannot be."""
@@ -414,46 +511,35 @@ class Server:
     # — being connected —
 
     @property
+    def settings(self) -> Settings:
+        """The settings as they are now; a reload changes them."""
+        return self._stores.settings
+
+    @property
+    def reload_path(self) -> Path | None:
+        """The file that a worker of this server looks at for new settings."""
+        return self._stores.reload_path
+
+    @property
     def broker_address(self) -> str:
         """Where the broker is, for people; no password."""
-        return self._own_broker.address if self._own_broker is not None else redact_url(self._broker_url)
+        return self._stores.address
 
     def rules(self) -> Rules:
         """What settling and sending depend on, as the settings say now."""
-        return self._rules
+        return self._stores.rules
 
     async def connected(self) -> Connected:
         """The open parts of this server, in this process and event loop; opened on first use.
 
         Raises ``Unavailable`` (naming host and port or file), ``Refused`` or ``ConfigError``.
         """
-        home = self._home()
-        if home.connected is None:
-            async with home.opening:
-                if home.connected is None:
-                    home.connected = await self._connect(home)
-        return home.connected
+        return await self._stores.connected()
 
     async def close(self) -> None:
         """Wait for sends that are under way and let go of the services, in this event loop. A later use opens them
         again."""
-        home = self._home()
-        connected, home.connected, home.lock = home.connected, None, None
-        if connected is not None:
-            await connected.publisher.close()
-            await home.closing.aclose()
-
-    def _home(self) -> _Home:
-        if self._pid != os.getpid():
-            # forked: what is open is the parent's, and would be taken from it if it were closed or collected here
-            self._inherited.append(self._homes)
-            self._homes, self._pid = {}, os.getpid()
-        loop = asyncio.get_running_loop()
-        home = self._homes.get(loop)
-        if home is None:
-            self._homes = {each: kept for each, kept in self._homes.items() if not each.is_closed()}
-            home = self._homes[loop] = _Home()
-        return home
+        await self._stores.close()
 
     def override(self, path: str | os.PathLike[str]) -> None:
         """Lay a YAML file, and the environment above it, over what the code says; before the first use.
@@ -462,132 +548,39 @@ class Server:
         has it. A worker of this server looks at the file every ten seconds and takes up what can be taken up while it
         runs. Raises ``ConfigError``.
         """
-        over = load(path)
-        self._override = self.settings, over
-        self.settings = layered(self.settings, over)
-        self._choose(*self._laid_over(over))
-        self.reload_path = Path(path)
-
-    def _laid_over(self, over: Settings) -> tuple[str | None, str | Broker | None, str | Backend | None, Any]:
-        """What the code chose, but for what ``over`` says."""
-        said = over.model_fields_set
-        url, broker, backend, lock = self._given
-        return (
-            None if "broker" in said else url,
-            over.broker if "broker" in said else broker,
-            over.result_backend if "result_backend" in said else backend,
-            over.lock or lock,
-        )
+        self._stores.override(path)
 
     def reloader(self, path: str | os.PathLike[str]) -> Reloader:
         """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
-        if self._override is None:
-            return Reloader(path, self.settings, self._apply, environ={})  # as from_yaml reads it: the file alone
-        beneath, above = self._override
-
-        async def apply(settings: Settings, changed: frozenset[str]) -> None:
-            self._chosen = self._laid_over(settings)
-            await self._apply(layered(beneath, settings), changed)
-
-        return Reloader(path, above, apply)
+        return self._stores.reloader(path)
 
     def on_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` whenever settings were reloaded."""
-        self._settings_listeners.append(listener)
+        self._stores.on_settings(listener)
 
     def off_settings(self, listener: Callable[[Settings], None]) -> None:
         """Call ``listener`` no more."""
-        self._settings_listeners.remove(listener)
+        self._stores.off_settings(listener)
 
-    async def _apply(self, settings: Settings, changed: frozenset[str]) -> None:
-        self.settings = settings = taken_up(self.settings, settings)
-        self._rules = _rules_of(settings)
-        for home in list(self._homes.values()):
-            if home.connected is not None:
-                _retune(home.connected, settings)
-        for listener in self._settings_listeners:
-            listener(settings)
-        self._reconnect()  # last: a certificate that cannot be read holds up nothing else
-
-    def _reconnect(self) -> None:
-        """Connect as the settings say from now on, where they still lead to the stores that we have."""
-        broker, backend, lock = self._urls(*self._chosen)
-        self._broker_url = _to_same_place(self._broker_url, broker)
-        self._backend_url = _to_same_place(self._backend_url, backend)
-        self._lock_url = _to_same_place(self._lock_url, lock)
-        for home in list(self._homes.values()):
-            if home.connected is None:
-                continue
-            if self._own_broker is None:
-                lease = self.settings.worker.lease
-                urls.reconnect(home.connected.broker, self._broker_url, self.settings, lease=lease)
-            if self._own_backend is None:
-                urls.reconnect(home.connected.backend, self._backend_url, self.settings)
-            if self._own_lock is None:
-                urls.reconnect(home.lock, self._lock_url, self.settings)
-
-    def _choose(
-        self, url: str | None, broker: str | Broker | None, backend: str | Backend | None, lock: str | Lock | None
-    ) -> None:
-        """Take these, and the settings, for what the server is. Raises ``ConfigError`` for a URL that cannot work."""
-        self._chosen = url, broker, backend, lock
-        self._rules = _rules_of(self.settings)
-        self._own_broker = broker if not isinstance(broker, str) else None
-        self._own_backend = backend if not isinstance(backend, str) else None
-        self._own_lock = lock if not isinstance(lock, str) else None
-        self._broker_url, self._backend_url, self._lock_url = self._urls(url, broker, backend, lock)
-        urls.check(self._broker_url, self._backend_url, self._lock_url, self.settings)
-
-    def _urls(self, url: str | None, broker: object, backend: object, lock: object) -> tuple[str, str, str]:
-        """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
-        said = self.settings.model_fields_set
-        broker_url = broker if isinstance(broker, str) else self.settings.broker if url is None else url
-        if isinstance(backend, str):
-            backend_url = backend
-        elif url is None and "result_backend" in said:
-            backend_url = self.settings.result_backend
-        else:
-            backend_url = urls.NULL if self._own_broker is not None else broker_url
-        lock_url = lock if isinstance(lock, str) else (url or self.settings.lock or broker_url)
-        return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
-
-    async def _connect(self, home: _Home) -> Connected:
-        async with AsyncExitStack() as stack:
-            broker, backend = self._stores()
-            await broker.open()
-            stack.push_async_callback(broker.close)
-            if backend is not None:
-                await backend.open()
-                stack.push_async_callback(backend.close)
-            settlement = await settlement_of(broker, backend)
-            eager = None
-            if urls.scheme_of(self._broker_url) == urls.EAGER and self._own_broker is None:
-                settlement = EagerSettlement(settlement)
-                threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
-                eager = self._eager_runner(broker, backend, settlement, threads)
-            publisher = Publisher(
-                self.registry,
-                settlement,
-                clock=self.clock,
-                patience=self.patience,
-                rules=self.rules,
-                timeout=lambda: self.settings.publish_timeout,
-                address=broker.address,
-                max_batch=broker.capabilities.max_batch,
-                hooks=self._publish_hooks,
-            )
-            home.closing = stack.pop_all()
+    async def _assemble(self, broker: Broker, backend: Backend | None, stack: AsyncExitStack) -> Connected:
+        settlement = await settlement_of(broker, backend)
+        eager = None
+        if self._stores.is_eager:
+            settlement = EagerSettlement(settlement)
+            threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
+            eager = self._eager_runner(broker, backend, settlement, threads)
+        publisher = Publisher(
+            self.registry,
+            settlement,
+            clock=self.clock,
+            patience=self.patience,
+            rules=self.rules,
+            timeout=lambda: self.settings.publish_timeout,
+            address=broker.address,
+            max_batch=broker.capabilities.max_batch,
+            hooks=self._publish_hooks,
+        )
         return Connected(broker, backend, settlement, publisher, eager)
-
-    def _stores(self) -> tuple[Broker, Backend | None]:
-        if self._own_broker is None and urls.scheme_of(self._broker_url) == urls.EAGER:
-            return urls.eager_stores(self.settings)
-        broker = self._own_broker or urls.broker_for(self._broker_url, self.settings)
-        if self._own_backend is not None:
-            return broker, self._own_backend
-        if urls.scheme_of(self._backend_url) == urls.NULL:
-            return broker, None
-        return broker, urls.backend_for(self._backend_url, self.settings)
 
     def _eager_runner(
         self, broker: Broker, backend: Backend | None, settlement: Settlement, threads: ThreadPoolExecutor
@@ -607,20 +600,42 @@ class Server:
             threads=threads,
             middlewares=self.middlewares,
         )
-        return EagerRunner(broker, execution, settlement, clock=self.clock, rules=rules)
+        return EagerRunner(broker, execution, settlement, backend, clock=self.clock, rules=rules)
 
-    def _result(self, task_id: str, signature: Signature | None) -> AsyncResult[Any]:
-        async def backend() -> Backend | None:
-            return (await self.connected()).backend
+    async def _backend(self) -> Backend | None:
+        return (await self.connected()).backend
 
-        def patience(backend: Backend) -> float:
-            connected = self._home().connected
-            is_open = connected is not None and connected.backend is backend
-            return self.settings.publish_timeout if is_open else 0.0
+    def _patience(self, backend: Backend) -> float:
+        return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
 
-        registered = self.registry.find(signature.name) if signature is not None else None
-        value_of = registered.value_of if registered is not None else untyped_value_of
-        return AsyncResult(task_id, backend, value_of, patience=patience, signature=signature)
+    def _value_of(self, name: str, results: Sequence[TaskResult]) -> Any:
+        if name == PASS:  # it collects what others returned: there is one value for each
+            return [untyped_value_of([each]) for each in results]
+        registered = self.registry.find(name)
+        if registered is not None:
+            with suppress(ArgumentError):  # it went on as a task that returns something else
+                return registered.value_of(results)
+        return untyped_value_of(results)
+
+
+def _expected(given: W, kind: type[Workflow], name: str) -> W:
+    if isinstance(given, kind):
+        return given
+    raise ArgumentError(f"expected a {name}, not a {type(given).__name__}; send and schedule take them all")
+
+
+def _bound(concurrency: int) -> int:
+    if whole(concurrency):
+        return concurrency
+    raise ArgumentError(f"concurrency must be a whole number from 0 (no bound) on, not {concurrency!r}")
+
+
+def _check_periodic(name: str, missed: str, overlap: str) -> None:
+    if not names.valid_name(name):
+        raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
+    for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
+        if said not in known:
+            raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
 
 
 def _options(name: str, options: dict[str, Any]) -> TaskOptions:
@@ -654,25 +669,6 @@ def _options(name: str, options: dict[str, Any]) -> TaskOptions:
     if problem:
         raise ConfigError(f"task {name!r}: {problem}")
     return made
-
-
-def _rules_of(settings: Settings) -> Rules:
-    limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
-    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits)
-
-
-def _retune(connected: Connected, settings: Settings) -> None:
-    """Hand the open stores what they take up at once."""
-    if connected.backend is not None:
-        connected.backend.results_expire_in = settings.results_expire_in
-    if isinstance(connected.broker, Polling):
-        connected.broker.normal_poll = settings.redis.normal_tasks_poll_period / 1_000
-        connected.broker.delayed_poll = settings.redis.delayed_tasks_poll_period / 1_000
-
-
-def _to_same_place(old: str, new: str) -> str:
-    """The new URL, if only its credentials are new."""
-    return new if without_credentials(new) == without_credentials(old) else old
 
 
 def _readable(bodies: Iterable[bytes]) -> list[Signature]:

@@ -7,18 +7,20 @@ models into bytes and back; nothing else knows the JSON.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Generic
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 from uuid import uuid4
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
-from typing_extensions import TypeVar
 
 from asyncqueue import rfc3339
 from asyncqueue.clock import to_nanoseconds
 from asyncqueue.models import changed
 
-R = TypeVar("R", default=Any)
+R = TypeVar("R")
+H_co = TypeVar("H_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 MAX_PRIORITY = 255
 
@@ -88,19 +90,44 @@ class Signature(BaseModel):
     stop_task_deletion_on_error: bool = Field(default=False, validation_alias="StopTaskDeletionOnError")
     ignore_when_task_not_registered: bool = Field(default=False, validation_alias="IgnoreWhenTaskNotRegistered")
 
-    def with_changes(self, **changes: Any) -> Signature:
+    def with_changes(self, **changes: Any) -> Self:
         """A copy in which the named fields (Python names) have other values. The values are not validated again."""
         return changed(self, changes)
 
+    if TYPE_CHECKING:
 
-class TaskSignature(Signature, Generic[R]):
-    """A signature of a task whose result type is known: what ``Task.s()`` makes.
+        def _typed(self) -> Typed[Any, Any, Any]: ...
 
-    ``takes_nothing`` is never written: as a successor it is to be given none of the results before it. On the wire that
-    is the predecessor's ``Immutable``, set where the two are brought together.
+
+class Typed(Generic[R, H_co, T_contra]):
+    """What a type checker knows of a part of a workflow: its result, what it hands on, what it takes. There are none at
+    run time."""
+
+
+class Call(Signature):
+    """A signature that was made here, with what is never written.
+
+    ``takes_nothing``: as a successor it is to be given none of the results before it. On the wire that is the
+    predecessor's ``Immutable``, set where the two are brought together. ``sender`` is the server of its task.
     """
 
     takes_nothing: bool = False
+    sender: Any = Field(default=None, exclude=True, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A part of a workflow that is too big for a message and is kept in the backend: what follows one task.
+
+    ``signatures`` are its successors, and what follows them is inside of those, or in a plan of its own. ``ids`` are
+    the UUIDs of all tasks, groups and plans in it, at any depth. ``not_before`` (unix seconds) is when the workflow is
+    due, where that is later than now; it is never written.
+    """
+
+    plan_id: str
+    signatures: tuple[Signature, ...]
+    ids: tuple[str, ...]
+    not_before: float | None = None
 
 
 def new_task_id() -> str:

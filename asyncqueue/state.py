@@ -78,7 +78,11 @@ class TaskState(BaseModel):
 
 
 class GroupMeta(BaseModel):
-    """What the backend knows of a group: its members, in order, and whether its chord was triggered."""
+    """What the backend knows of a group: its members, in order, and whether its chord was triggered.
+
+    ``not_before`` (unix seconds) is when its first members are due, where that is later than now; it is never written,
+    and only tells a store from when on the entry is to be kept.
+    """
 
     model_config = MODEL
 
@@ -88,6 +92,7 @@ class GroupMeta(BaseModel):
     lock: bool = Field(default=False, validation_alias="Lock")
     created_at: Moment = Field(default=rfc3339.ZERO, validation_alias="CreatedAt")
     ttl: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="TTL")
+    not_before: float | None = Field(default=None, exclude=True, validation_alias="AqNotBefore")
 
 
 def may_follow(new: State, old: State | None) -> bool:

@@ -13,7 +13,9 @@ from typing import (
     Concatenate,
     Generic,
     ParamSpec,
+    Protocol,
     Self,
+    TypeAlias,
     TypedDict,
     TypeVar,
     Unpack,
@@ -23,19 +25,26 @@ from typing import (
 )
 
 from asyncqueue import rfc3339
+from asyncqueue.builders import Chain, Link, TaskSignature
 from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
 from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
 from asyncqueue.errors import ArgumentError
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import Backoff, fibonacci
-from asyncqueue.signature import MAX_PRIORITY, Arg, Signature, TaskSignature
+from asyncqueue.signature import MAX_PRIORITY, Arg, Call, Signature, Typed
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+H = TypeVar("H")
+A_contra = TypeVar("A_contra", contravariant=True)
+B_contra = TypeVar("B_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 class SendOptions(TypedDict, total=False):
@@ -76,19 +85,57 @@ class Task(Generic[P, R]):
 
     async def send(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send one run of the task with these arguments. Raises as ``Server.send_task`` does."""
-        return await self.server.send_task(self.s(*args, **kwargs))
+        return cast("AsyncResult[R]", await self.server.send_task(self.s(*args, **kwargs)))
 
-    def s(self, *args: Any, **kwargs: Any) -> TaskSignature[R]:
+    # What a signature still takes is known of tasks with few parameters, from how they can be sent.
+
+    @overload
+    def s(self: _TakesMany[A, R], *args: A) -> TaskSignature[R]: ...
+    @overload
+    def s(self: _TakesUpToOne[A, R]) -> TaskSignature[R, A | None]: ...
+    @overload
+    def s(self: _TakesOneOrTwo[A, B, R]) -> TaskSignature[R, A | tuple[A, B]]: ...
+    @overload
+    def s(self: _TakesOneOrTwo[A, B, R], first: A, /) -> TaskSignature[R, B | None]: ...
+    @overload
+    def s(self: _TakesOne[A, R]) -> TaskSignature[R, A]: ...
+    @overload
+    def s(self: _TakesTwo[A, B, R]) -> TaskSignature[R, tuple[A, B]]: ...
+    @overload
+    def s(self: _TakesTwo[A, B, R], first: A, /) -> TaskSignature[R, B]: ...
+    @overload
+    def s(self, *args: Any, **kwargs: Any) -> TaskSignature[R]: ...
+    def s(self, *args: Any, **kwargs: Any) -> TaskSignature[Any]:
         """A signature of the task, to send later or to build with. Arguments may be missing at the end: a predecessor
         adds its results. Raises ``ArgumentError`` for arguments that can never fit."""
         wire_args, by_name = self.registered.arguments(args, kwargs)
-        return cast(
-            "TaskSignature[R]", make_signature(self.registered, wire_args, by_name, self.options, self.server.clock)
-        )
+        signature = make_signature(self.registered, wire_args, by_name, self.options, self.server.clock)
+        return cast("TaskSignature[R]", signature.with_changes(sender=self.server))
 
     def si(self, *args: Any, **kwargs: Any) -> TaskSignature[R]:
         """A signature that takes nothing from the task before it, as an ``on_success`` of another one."""
         return cast("TaskSignature[R]", self.s(*args, **kwargs).with_changes(takes_nothing=True))
+
+    def __or__(self, after: Link[B, H, R]) -> Chain[B, object, H]:
+        return self.s() | after
+
+    if TYPE_CHECKING:
+
+        @overload
+        def _typed(self: _TakesMany[A, R]) -> Typed[R, R, object]: ...
+        @overload
+        def _typed(self: _TakesUpToOne[A, R]) -> Typed[R, R, A | None]: ...
+        @overload
+        def _typed(self: _TakesOneOrTwo[A, B, R]) -> Typed[R, R, A | tuple[A, B]]: ...
+        @overload
+        def _typed(self: _TakesOne[A, R]) -> Typed[R, R, A]: ...
+        @overload
+        def _typed(self: _TakesTwo[A, B, R]) -> Typed[R, R, tuple[A, B]]: ...
+        @overload
+        def _typed(self: _TakesThree[R]) -> Typed[R, R, object]: ...
+        @overload
+        def _typed(self: _TakesFour[R]) -> Typed[R, R, object]: ...
+        def _typed(self) -> Any: ...
 
     def with_(self, **options: Unpack[SendOptions]) -> Self:
         """The same task with other options for its sends. Raises ``ArgumentError`` for one that there is not, or that
@@ -121,6 +168,48 @@ class FunctionTask(Task[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return cast(R, self._call(args, kwargs))
+
+
+_Sent: TypeAlias = Coroutine[Any, Any, AsyncResult[R_co]]
+
+
+class _TakesMany(Protocol[A_contra, R_co]):
+    @overload
+    def send(self, a: A_contra, /) -> _Sent[R_co]: ...
+    @overload
+    def send(
+        self, a: A_contra, b: A_contra, c: A_contra, d: A_contra, e: A_contra, f: A_contra, g: A_contra, /
+    ) -> _Sent[R_co]: ...
+
+
+class _TakesUpToOne(Protocol[A_contra, R_co]):
+    @overload
+    def send(self) -> _Sent[R_co]: ...
+    @overload
+    def send(self, a: A_contra, /) -> _Sent[R_co]: ...
+
+
+class _TakesOneOrTwo(Protocol[A_contra, B_contra, R_co]):
+    @overload
+    def send(self, a: A_contra, /) -> _Sent[R_co]: ...
+    @overload
+    def send(self, a: A_contra, b: B_contra, /) -> _Sent[R_co]: ...
+
+
+class _TakesOne(Protocol[A_contra, R_co]):
+    def send(self, a: A_contra, /) -> _Sent[R_co]: ...
+
+
+class _TakesTwo(Protocol[A_contra, B_contra, R_co]):
+    def send(self, a: A_contra, b: B_contra, /) -> _Sent[R_co]: ...
+
+
+class _TakesThree(Protocol[R_co]):
+    def send(self, a: Any, b: Any, c: Any, /) -> _Sent[R_co]: ...
+
+
+class _TakesFour(Protocol[R_co]):
+    def send(self, a: Any, b: Any, c: Any, d: Any, /) -> _Sent[R_co]: ...
 
 
 @final
@@ -239,7 +328,7 @@ def eta_of(options: SendOptions, clock: Clock) -> int | None:
 def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> bool:
     """Whether the successors take nothing. Raises ``ArgumentError`` where some do and some do not: Machinery's
     ``Immutable`` stands on the task before them, and speaks for them all."""
-    kinds = {isinstance(each, TaskSignature) and each.takes_nothing for each in successors or ()}
+    kinds = {isinstance(each, Call) and each.takes_nothing for each in successors or ()}
     if len(kinds) > 1:
         raise ArgumentError(
             f"task {name}: on_success mixes signatures that take its results (s) with ones that do not (si)"

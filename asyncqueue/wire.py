@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 from asyncqueue import rfc3339
 from asyncqueue.arguments import JSON, TYPE_NAMES, NegativeZero
 from asyncqueue.errors import ArgumentError, BadMessage
-from asyncqueue.signature import INT64_MAX, INT64_MIN, MAX_PRIORITY, Arg, Signature
+from asyncqueue.signature import INT64_MAX, INT64_MIN, MAX_PRIORITY, Arg, Plan, Signature
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 
 M = TypeVar("M", bound=BaseModel)
@@ -44,7 +44,7 @@ class Limits:
     max_depth: int = 256
     max_callback_depth: int = 100
     max_signatures: int = 1_000
-    max_args: int = 1_000
+    max_args: int = 20_000
     max_integer_digits: int = 40
 
 
@@ -101,6 +101,28 @@ def encode_group(group: GroupMeta) -> bytes:
         return _finished(text)
     except UnicodeEncodeError:
         raise ArgumentError(f"group {group.group_uuid!r} contains a lone surrogate") from None
+
+
+def encode_plan(plan: Plan) -> bytes:
+    """The bytes of a plan: one line that begins with ``{"AqIds":[``, its UUIDs, then a line for each signature. Raises
+    ``ArgumentError`` as ``encode_signature`` does."""
+    try:
+        head = f'{{"AqIds":[{",".join(map(_quoted, plan.ids))}]}}'.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"plan {plan.plan_id!r} contains a lone surrogate") from None
+    return b"\n".join((head, *map(encode_signature, plan.signatures)))
+
+
+def decode_plan(plan_id: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Plan:
+    """The plan in these bytes. Raises ``BadMessage`` and nothing else; ``limits`` hold for each signature."""
+    head, *bodies = data.split(b"\n")
+    try:
+        ids = json.loads(head)["AqIds"]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BadMessage("undecodable", f"{plan_id} is no plan: {exc}") from None
+    if not isinstance(ids, list) or not all(isinstance(one, str) and not _SURROGATE.search(one) for one in ids):
+        raise BadMessage("undecodable", f"{plan_id} is no plan: AqIds is no list of UUIDs")
+    return Plan(plan_id, tuple(decode_signature(body, limits) for body in bodies), tuple(ids))
 
 
 def decode_signature(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Signature:

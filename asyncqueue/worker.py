@@ -13,6 +13,7 @@ from asyncqueue.config import Settings
 from asyncqueue.engine.consumer import Consumer, slots_for
 from asyncqueue.engine.events import Event, TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping
 from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.facilities import WorkerFacilities
 from asyncqueue.engine.middleware import Middleware, TaskHook, before_and_after, finished
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ConfigError
@@ -217,6 +218,7 @@ class Worker:
             middlewares=self._middlewares(),
             started=consumer.started,
             left_running=consumer.left_running,
+            facilities=WorkerFacilities(consumer.yield_slot, connected.publisher, connected.backend, server.rules),
         )
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()

@@ -1,8 +1,10 @@
 """Measure the standard library with two worker processes and a SQLite file: `make demo`, or run this file.
 
-Every `.py` file of the running Python's standard library (or of a folder named on the command line) becomes one task:
-parse it, count its lines and definitions, find its longest function. Nothing is needed but the core dependencies; no
-server is involved. The SQLite file lies in a folder of its own, which is removed at the end.
+The job is a chord. Every `.py` file of the running Python's standard library (or of a folder named on the command line)
+is a member: parse it, count its lines and definitions, find its longest function. The callback gets all that, in the
+order of the files, and makes the table; a file that cannot be parsed is a failed member, and the callback is told so.
+Nothing is needed but the core dependencies; no server is involved. The SQLite file lies in a folder of its own, which
+is removed at the end.
 """
 
 from __future__ import annotations
@@ -16,20 +18,21 @@ import sys
 import sysconfig
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, chdir
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Self, TypeGuard
 
-from asyncqueue import AsyncQueueError, AsyncResult, Server, TaskFailed
+from pydantic import BaseModel
+
+from asyncqueue import AsyncQueueError, GroupResult, MemberFailure, Server, chord
 
 WORKERS = 2
 STOPS_WITHIN = 30  # seconds
 ALL_WITHIN = 300  # seconds, on a very slow machine
-Measured = tuple[int, int, int, str, int]
-"""Lines, definitions, lines of the longest function, its name, and who measured (a process id)."""
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 server = Server("sqlite:///demo.db")
 
@@ -37,39 +40,68 @@ server = Server("sqlite:///demo.db")
 # — what the workers do —
 
 
+class Measured(BaseModel):
+    """What was found out about one file, and who (a process id) measured it."""
+
+    lines: int
+    definitions: int
+    longest: int
+    longest_name: str
+    by: int
+
+
 @server.task
 def measure(path: str) -> Measured:
     """A plain function: it runs in a thread of the worker, which goes on fetching and settling meanwhile."""
     source = Path(path).read_bytes()
-    definitions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and _defines(node)]
+    definitions = [node for node in _statements(ast.parse(source)) if _defines(node)]
     functions = [node for node in definitions if not isinstance(node, ast.ClassDef)]
     longest = max(functions, key=_length, default=None)
-    name = str(getattr(longest, "name", "—"))
-    return len(source.splitlines()), len(definitions), _length(longest), name, os.getpid()
+    return Measured(
+        lines=len(source.splitlines()),
+        definitions=len(definitions),
+        longest=_length(longest),
+        longest_name=str(getattr(longest, "name", "—")),
+        by=os.getpid(),
+    )
 
 
-def _defines(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+@server.task
+def table(names: list[str], *measured: Measured | MemberFailure) -> str:
+    """The callback: once, when all files are measured, with one argument for each of them."""
+    good = [(name, each) for name, each in zip(names, measured, strict=True) if isinstance(each, Measured)]
+    bad = sorted(name for name, each in zip(names, measured, strict=True) if isinstance(each, MemberFailure))
+    rows = [f"{'module':<34}{'lines':>8}{'definitions':>13}   longest function"]
+    for name, each in sorted(good, key=lambda one: one[1].lines, reverse=True)[:10]:
+        rows.append(f"{name:<34}{each.lines:>8}{each.definitions:>13}   {each.longest_name} ({each.longest} lines)")
+    lines, definitions = sum(each.lines for _, each in good), sum(each.definitions for _, each in good)
+    rows.append(f"{'all ' + str(len(good)) + ' modules':<34}{lines:>8}{definitions:>13}")
+    if bad:
+        rest = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        rows += ["", f"{len(bad)} files could not be parsed: {', '.join(bad[:3])}{rest}"]
+    shares = " and ".join(str(count) for _, count in Counter(each.by for _, each in good).most_common())
+    return "\n".join([*rows, "", f"the workers measured {shares}"])
 
 
-def _length(node: ast.stmt | None) -> int:
+def _statements(module: ast.Module) -> Iterator[ast.AST]:
+    """All statements, at any depth; not what is inside of one, which would be ten times as much."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting.extend(getattr(node, field, ()))
+
+
+def _defines(node: ast.AST) -> TypeGuard[Definition]:
+    return isinstance(node, Definition)
+
+
+def _length(node: Definition | None) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1 if node is not None else 0
 
 
 # — what the program does —
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """What was found out about one file; ``error`` where it could not be parsed."""
-
-    name: str
-    lines: int = 0
-    definitions: int = 0
-    longest: int = 0
-    longest_name: str = ""
-    measured_by: int = 0
-    error: str = ""
 
 
 class DemoFailed(Exception):
@@ -84,16 +116,20 @@ async def main(root: Path) -> None:
     if not files:
         raise DemoFailed(f"no .py files in {root}")
     print(f"{len(files)} files of {root}, {WORKERS} worker processes, one SQLite file in {Path.cwd()}", flush=True)
+    names = [module_name(root, path) for path in files]
+    job = chord([measure.s(str(path)) for path in files], table.s(names), on_failure="pass")
     async with server, worker_processes(WORKERS):
         began = time.monotonic()
-        results = await server.send_many([measure.s(str(path)) for path in files])
+        result = await job.send()
         try:
             async with asyncio.timeout(ALL_WITHIN):
-                modules = await collect(root, files, results)
+                await show_progress(result.group)
+                shown = await result.get()
         except TimeoutError:
             raise DemoFailed(f"the work was not done within {ALL_WITHIN} s") from None
         seconds = time.monotonic() - began
-    report(modules, seconds)
+    tasks = len(files) + 1
+    print(f"\n{shown}\n{tasks} tasks in {seconds:.1f} s: {tasks / seconds:.0f} tasks/s")
 
 
 def python_files(root: Path) -> list[Path]:
@@ -102,27 +138,17 @@ def python_files(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
 
 
-async def collect(root: Path, files: Sequence[Path], results: Sequence[AsyncResult[Measured]]) -> list[Module]:
-    """Wait for all results at once, and show how many have come."""
-    bar = ProgressBar(len(files))
-    modules: list[Module] = []
-    waiting = [found_out(module_name(root, path), result) for path, result in zip(files, results, strict=True)]
-    for ended in asyncio.as_completed(waiting):
-        modules.append(await ended)
-        bar.show(len(modules))
-    return modules
-
-
 def module_name(root: Path, path: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-async def found_out(name: str, result: AsyncResult[Measured]) -> Module:
-    try:
-        lines, definitions, longest, longest_name, measured_by = await result.get()
-    except TaskFailed as exc:
-        return Module(name, error=exc.error)
-    return Module(name, lines, definitions, longest, longest_name, measured_by)
+async def show_progress(group: GroupResult[Measured]) -> None:
+    """Until all members have ended, well or not."""
+    bar = ProgressBar(len(group.members))
+    done = 0
+    async for _ in group.as_completed():
+        done += 1
+        bar.show(done)
 
 
 class WorkerProcess:
@@ -202,21 +228,6 @@ class ProgressBar:
         width = 40 * done // self._total
         bar = "█" * width + "░" * (40 - width)
         print(f"\r{bar} {done} of {self._total} results", end="\n" if done == self._total else "", flush=True)
-
-
-def report(modules: Sequence[Module], seconds: float) -> None:
-    good = [module for module in modules if not module.error]
-    bad = sorted(module.name for module in modules if module.error)
-    print(f"\n{'module':<34}{'lines':>8}{'definitions':>13}   longest function")
-    for each in sorted(good, key=lambda module: module.lines, reverse=True)[:10]:
-        print(f"{each.name:<34}{each.lines:>8}{each.definitions:>13}   {each.longest_name} ({each.longest} lines)")
-    lines, definitions = sum(each.lines for each in good), sum(each.definitions for each in good)
-    print(f"{'all ' + str(len(good)) + ' modules':<34}{lines:>8}{definitions:>13}")
-    if bad:
-        rest = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        print(f"\n{len(bad)} files could not be parsed: {', '.join(bad[:3])}{rest}")
-    shares = " and ".join(str(count) for _, count in Counter(each.measured_by for each in good).most_common())
-    print(f"\n{len(modules)} tasks in {seconds:.1f} s: {len(modules) / seconds:.0f} tasks/s; the workers took {shares}")
 
 
 def run() -> int | str:

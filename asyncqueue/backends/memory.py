@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 
+from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import Unavailable
-from asyncqueue.state import TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, TaskState
 from asyncqueue.wire import decode_state
 
 EXPIRY_LOOK = 0.1, 1.0
@@ -16,7 +18,8 @@ EXPIRY_LOOK = 0.1, 1.0
 
 
 class MemoryBackend:
-    """States on a ``MemoryStore``; backends and brokers on the same store share them, from any thread and loop.
+    """States, groups and plans on a ``MemoryStore``; backends and brokers on the same store share them, from any
+    thread and loop.
 
     ``results_expire_in`` is how long (seconds) an entry is kept after its last write.
     """
@@ -73,8 +76,53 @@ class MemoryBackend:
     async def forget(self, task_ids: Sequence[str]) -> None:
         self._now()
         with self._store.mutex:
-            self._store.states.forget(task_ids)
-            self._store.announce(task_ids=task_ids)
+            self._store.forget(task_ids)
+
+    async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
+        now = self._now()
+        with self._store.mutex:
+            self._store.groups.open(groups, self.results_expire_in, now)
+
+    async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
+        now = self._now()
+        with self._store.mutex:
+            return self._store.groups.get(group_ids, now)
+
+    async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
+        now = self._now()
+        with self._store.mutex:
+            return [self._store.groups.finish(member, now) for member in members]
+
+    async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
+        now = self._now()
+        with self._store.mutex:
+            return self._store.groups.add(group_id, task_ids, now)
+
+    async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
+        now = self._now()
+        with self._store.mutex:
+            return self._store.groups.claim(group_id, owner, ttl, self.results_expire_in, now)
+
+    async def mark_group_sent(self, group_id: str) -> None:
+        now = self._now()
+        with self._store.mutex:
+            self._store.groups.end(group_id, self.results_expire_in, now)
+
+    async def put_plans(self, plans: Sequence[Plan]) -> None:
+        now = self._now()
+        with self._store.mutex:
+            self._store.plans.put(plans, self.results_expire_in, now)
+
+    async def get_plans(self, plan_ids: Sequence[str]) -> Sequence[Plan | None]:
+        now = self._now()
+        with self._store.mutex:
+            return self._store.plans.get(plan_ids, now)
+
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        now = self._now()
+        with self._store.mutex:
+            for family in families:
+                self._store.touch(family, self.results_expire_in, now, not_before)
 
     def _opened(self) -> Waiters:
         if self._waiters is None:

@@ -1,4 +1,4 @@
-"""Redis as a backend, on Machinery's keys: one JSON per task under its UUID, with an expiry.
+"""Redis as a backend, on Machinery's keys: one JSON per task and group under its UUID, with an expiry.
 
 Waiting is pushed: the server remembers which keys one of our connections has read (``CLIENT TRACKING``) and tells
 another one when they are written, by whomever. Where a server does not do that, the states are polled.
@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Hashable, Sequence
 from typing import Any
 
+from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.connections.redis import (
     CONNECT_TIMEOUT,
@@ -24,11 +25,21 @@ from asyncqueue.connections.redis import (
     kept_from,
     parse_url,
     read_scripts,
+    tombstone,
 )
 from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
 from asyncqueue.rfc3339 import ZERO
-from asyncqueue.state import State, TaskState
-from asyncqueue.wire import decode_state, encode_state, encode_state_around_created_at
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
+from asyncqueue.wire import (
+    decode_group,
+    decode_plan,
+    decode_state,
+    encode_group,
+    encode_plan,
+    encode_state,
+    encode_state_around_created_at,
+)
 
 POLLED = 0.01, 0.25
 """First and longest pause (seconds) between looks while nobody tells us of writes."""
@@ -39,7 +50,7 @@ TOLD = 2.0, 10.0
 RECONNECT = 0.1, 5.0
 """First and longest pause (seconds) before the server is asked again to tell us."""
 
-_SCRIPTS = read_scripts("connections/redis_states.lua", "backends/redis.lua")
+_SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "backends/redis.lua")
 _CHANNEL = "__redis__:invalidate"
 
 
@@ -118,13 +129,60 @@ class RedisBackend:
         if task_ids:
             await self._link.call("UNLINK", *task_ids)
 
+    async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
+        args: list[Word] = [*expiry(self.results_expire_in)]
+        for group in groups:
+            args += (encode_group(group), kept_from(group.not_before))
+        if groups:
+            await self._link.run(_SCRIPTS["open"], [group.group_uuid for group in groups], args)
+
+    async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
+        reply = await self._link.call("MGET", *group_ids) if group_ids else []
+        return [None if data is None else decode_group(data) for data in reply]
+
+    async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
+        if not members:
+            return []
+        groups, tasks = [member.group_id for member in members], [member.task_id for member in members]
+        return [Progress(word.decode()) for word in await self._link.run(_SCRIPTS["finish"], groups, tasks)]
+
+    async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
+        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), (*expiry(self.results_expire_in), *task_ids)))
+
+    async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
+        args = (*expiry(self.results_expire_in), owner, round(ttl * 1000), tombstone(group_id))
+        return GroupClaim((await self._link.run(_SCRIPTS["claim"], (group_id,), args)).decode())
+
+    async def mark_group_sent(self, group_id: str) -> None:
+        args = (*expiry(self.results_expire_in), tombstone(group_id))
+        await self._link.run(_SCRIPTS["sent"], (group_id,), args)
+
+    async def put_plans(self, plans: Sequence[Plan]) -> None:
+        args: list[Word] = [*expiry(self.results_expire_in)]
+        for plan in plans:
+            args += ("b", encode_plan(plan), "", kept_from(plan.not_before))
+        if plans:
+            await self._link.run(_SCRIPTS["put"], [plan.plan_id for plan in plans], args)
+
+    async def get_plans(self, plan_ids: Sequence[str]) -> Sequence[Plan | None]:
+        reply = await self._link.call("MGET", *plan_ids) if plan_ids else []
+        return [None if data is None else decode_plan(name, data) for name, data in zip(plan_ids, reply, strict=True)]
+
+    async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        args: list[Word] = [*expiry(self.results_expire_in), kept_from(not_before)]
+        for family in families:
+            if family:
+                args += (len(family), *family)
+        if any(families):
+            await self._link.run(_SCRIPTS["touch"], (), args)
+
     async def _write(self, states: Sequence[tuple[TaskState, str]]) -> None:
         args: list[Word] = [*expiry(self.results_expire_in)]
         for state, mode in states:
             if mode in "bo" or state.created_at != ZERO:
-                args += (mode, encode_state(state), "", kept_from(state))
+                args += (mode, encode_state(state), "", kept_from(state.not_before))
             else:
-                args += (mode, *encode_state_around_created_at(state), kept_from(state))
+                args += (mode, *encode_state_around_created_at(state), kept_from(state.not_before))
         if states:
             await self._link.run(_SCRIPTS["put"], [state.task_uuid for state, _ in states], args)
 

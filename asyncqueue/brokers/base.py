@@ -1,7 +1,8 @@
 """The contract of a broker: at-least-once delivery of bytes.
 
 A driver is one round trip per verb: it does not retry, batch, log, sleep or decide. Every sentence of these
-docstrings has a test in ``asyncqueue.testing.broker_contract``.
+docstrings has a test in ``asyncqueue.testing``: ``broker_contract``, ``inspector_contract``, ``joint_contract`` and
+``joint_group_contract``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
-from asyncqueue.state import TaskState
+from asyncqueue.backends.base import Member, Progress
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +236,28 @@ Verdict = Ack | Nack | Bury
 
 
 @dataclass(frozen=True, slots=True)
+class GroupEnd:
+    """What follows when a group is over: done once, by whoever comes first, if it is not triggered yet.
+
+    ``ended`` are the final states of tasks that will never run. ``pending`` are the PENDING states of what is
+    published, taken only where no entry is. ``publish`` is what is sent: the callback, or word of its failure.
+    """
+
+    group_id: str
+    ended: tuple[TaskState, ...] = ()
+    pending: tuple[TaskState, ...] = ()
+    publish: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """All that must change because one delivery came to its end.
 
-    ``state`` is the state to record. ``pending`` are the PENDING states of what is published, taken only where no
-    entry is. ``publish`` are messages to send: callbacks, retries. ``verdict`` is what becomes of the delivery.
+    ``state`` is the state to record, ``ended`` are the final states of tasks that will never run because of it.
+    ``pending`` are the PENDING states of what is published, taken only where no entry is, and ``opens`` the groups that
+    it makes up, likewise. ``publish`` are messages to send: callbacks, retries. ``member`` is the task as one of a
+    group that is waited for; ``end`` ends a group. ``alive`` is a family for ``Backend.touch``. ``verdict`` is what
+    becomes of the delivery.
     """
 
     delivery: Delivery
@@ -245,21 +265,52 @@ class Settled:
     state: TaskState | None = None
     pending: tuple[TaskState, ...] = ()
     publish: tuple[Message, ...] = ()
+    ended: tuple[TaskState, ...] = ()
+    opens: tuple[GroupMeta, ...] = ()
+    member: Member | None = None
+    end: GroupEnd | None = None
+    alive: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """An item that could not be brought to its end, and why: its member was the last one of a group (COMPLETE), its
+    group has no entry (LOST), or is BUSY. It is to be settled again, with the ``end`` that this calls for."""
+
+    item: Settled
+    progress: Progress
 
 
 @runtime_checkable
 class JointStore(Protocol):
     """A broker whose store also holds the states of tasks, and can change both in one step.
 
-    The engine uses it where broker and backend have the same ``identity()``. ``keep`` is how long (seconds) a state
+    The engine uses it where broker and backend have the same ``identity()``. ``keep`` is how long (seconds) an entry
     is kept after this write, or after its ``not_before``.
     """
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
-        """Record PENDING states as ``Backend.begin`` does and publish, in one step. Repeating it after a lost reply
-        adds no second copy of a message and takes back no state."""
+    async def submit(
+        self,
+        states: Sequence[TaskState],
+        messages: Sequence[Message],
+        keep: float,
+        *,
+        groups: Sequence[GroupMeta] = (),
+        plans: Sequence[Plan] = (),
+    ) -> None:
+        """Record PENDING states as ``Backend.begin`` does, groups and plans as ``open_groups`` and ``put_plans`` do,
+        and publish, in one step. Repeating it after a lost reply adds no second copy of a message and takes back no
+        state."""
 
-    async def settle(self, batch: Sequence[Settled], keep: float) -> None:
-        """Apply a batch in one step, in order, each item only if its own delivery was still ours. Repeating it after a
-        lost reply changes nothing. States follow the rules of ``Backend.put``; pending states are taken only where no
-        entry is."""
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
+        """Apply a batch in one step, in order, each item only if its own delivery was still ours; returns those of ours
+        that are not at their end. Repeating it after a lost reply changes nothing that is at its end.
+
+        Of an item, in this order: its states are recorded, by the rules of ``Backend.put``; pending states and groups
+        only where no entry is. Its family is kept alive, from when its state is due. Its member is counted as
+        ``finish_members`` does: if that leaves the group COMPLETE or LOST and the item has no ``end``, nothing more is
+        done, the delivery stays ours, and the item is returned. Its ``end`` is applied if the group is not triggered,
+        which it then is: states, then messages. A claim alone does not keep it from that; of a group without an entry,
+        one is made that has no members. If the group is BUSY, nothing more is done, the delivery stays ours, and the
+        item is returned. Then its messages are published, and its verdict is carried out.
+        """

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from secrets import token_hex
 from typing import Self, assert_never
 
+from asyncqueue.backends.base import Progress
 from asyncqueue.brokers.base import (
     Ack,
     Bury,
@@ -20,12 +21,14 @@ from asyncqueue.brokers.base import (
     Nack,
     QueueDepth,
     Settled,
+    Unsettled,
     Verdict,
 )
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import Unavailable
-from asyncqueue.state import TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, TaskState
 
 CLOCK_LOOK = 0.05
 """How often (seconds) a waiting fetch looks at the clock while something will be due by time: clocks can be moved."""
@@ -77,8 +80,7 @@ class MemoryBroker:
     async def publish(self, messages: Sequence[Message]) -> None:
         now = self._now()
         with self._store.mutex:
-            added = self._store.messages.add(messages, now)
-            self._store.announce(queues={message.queue for message in added})
+            self._publish(messages, now)
 
     async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
         loop = asyncio.get_running_loop()
@@ -157,32 +159,62 @@ class MemoryBroker:
         with self._store.mutex:
             return self._store.messages.drop(queue, ids)
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
+    async def submit(
+        self,
+        states: Sequence[TaskState],
+        messages: Sequence[Message],
+        keep: float,
+        *,
+        groups: Sequence[GroupMeta] = (),
+        plans: Sequence[Plan] = (),
+    ) -> None:
         now = self._now()
         with self._store.mutex:
+            ids = {message.id for message in messages}
             known = {message.id for message in messages if self._store.messages.knows(message, now)}
-            is_repeated = bool(messages) and len(known) == len({message.id for message in messages})
-            fresh = [] if is_repeated else [state for state in states if state.task_uuid not in known]
-            self._store.states.begin(fresh, keep, now)
-            added = self._store.messages.add(messages, now)
-            self._store.announce(queues={message.queue for message in added})
+            if known and known == ids:
+                return  # all of it was done before
+            self._store.plans.put(plans, keep, now)
+            fresh = [state for state in states if state.task_uuid not in known]
+            # Whose message is new starts over. Of the rest we cannot say, where a part of this was done before.
+            self._store.states.begin([one for one in fresh if not known or one.task_uuid in ids], keep, now)
+            self._store.states.put([one for one in fresh if known and one.task_uuid not in ids], keep, now)
+            self._store.groups.open(groups, keep, now)
+            self._publish(messages, now)
 
-    async def settle(self, batch: Sequence[Settled], keep: float) -> None:
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
         now = self._now()
+        unsettled: list[Unsettled] = []
         with self._store.mutex:
             for item in batch:
                 if self._store.messages.holds(item.delivery, now):
-                    self._settle_one(item, keep, now)
+                    progress = self._settle_one(item, keep, now)
+                    unsettled += [] if progress is None else [Unsettled(item, progress)]
+        return unsettled
 
-    def _settle_one(self, item: Settled, keep: float, now: float) -> None:
-        states = (item.state, *item.pending) if item.state else item.pending
-        self._store.states.put(states, keep, now)  # the only step that can fail, on a value that is no JSON: so first
-        added = self._store.messages.add(item.publish, now)
+    def _settle_one(self, item: Settled, keep: float, now: float) -> Progress | None:
+        """Bring the item to its end, or say what keeps it from that."""
+        states = (item.state, *item.ended, *item.pending) if item.state else (*item.ended, *item.pending)
+        self._record(states, keep, now)  # the only step that can fail, on a value that is no JSON: so first
+        self._store.groups.open(item.opens, keep, now)
+        self._store.touch(item.alive, keep, now, item.state.not_before if item.state else None)
+        progress = self._store.groups.finish(item.member, now) if item.member else None
+        if item.end is None and (progress is Progress.COMPLETE or progress is Progress.LOST):
+            return progress
+        if item.end and self._store.groups.end(item.end.group_id, keep, now):
+            self._record((*item.end.ended, *item.end.pending), keep, now)
+            self._publish(item.end.publish, now)
+        self._publish(item.publish, now)
         self._conclude(item.delivery, item.verdict, now)
-        self._store.announce(
-            queues={item.delivery.queue, *(message.queue for message in added)},
-            task_ids=[state.task_uuid for state in states if state.is_completed],
-        )
+        return None
+
+    def _record(self, states: Sequence[TaskState], keep: float, now: float) -> None:
+        self._store.states.put(states, keep, now)
+        self._store.announce(task_ids=[state.task_uuid for state in states if state.is_completed])
+
+    def _publish(self, messages: Sequence[Message], now: float) -> None:
+        added = self._store.messages.add(messages, now)
+        self._store.announce(queues={message.queue for message in added})
 
     def _conclude(self, delivery: Delivery, verdict: Verdict, now: float) -> None:
         match verdict:
@@ -194,6 +226,7 @@ class MemoryBroker:
                 self._store.messages.bury(delivery, reason, error, now)
             case _:
                 assert_never(verdict)
+        self._store.announce(queues=(delivery.queue,))
 
     @contextmanager
     def _woken_by(self, queue: str) -> Iterator[asyncio.Event]:

@@ -5,18 +5,11 @@
 -- {Q}:aq:later     ZSET    messages given back with a delay, "<unique>:<attempt>:<body>"; score: due, ms
 -- {Q}:aq:workers   ZSET    worker -> when its lease ends, ms of this server's clock; negative: minus when it was fenced
 -- {Q}:aq:proc:W    HASH    what worker W holds, number -> "<attempt>:<body>"; field "seq" is the last number given out
--- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next step takes it from there
+-- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next `take` finds it there
 -- {Q}:aq:dead      STREAM  the dead letter: reason, error, attempt, worker, body
 -- delayed_tasks    ZSET    messages with an ETA, as Machinery keeps them: bare JSON; score: due, ns
 --
 -- A message that changes hands between two of these does so inside one script.
-
--- why a key cannot be of a type, or nil
-local function unfit(key, wanted)
-  local kind = redis.pcall('TYPE', key)
-  if kind.err then return kind.err end
-  return kind.ok ~= wanted and kind.ok ~= 'none' and 'WRONGTYPE' or nil
-end
 
 local function no_queue(key)
   return unfit(key, 'list')
@@ -48,13 +41,6 @@ local function send(queue, due, later, body, delayed, unique, now)
   end
 end
 
--- in chunks: unpack has a limit
-local function push(command, key, values)
-  for from = 1, #values, 1000 do
-    redis.call(command, key, unpack(values, from, math.min(from + 999, #values)))
-  end
-end
-
 -- Back to where it came from. What somebody put in Q's place must not cost the message.
 local function give_back(queue, again, value)
   local attempt, body = parts(value)
@@ -82,91 +68,205 @@ end
 -- A script that only frees or moves must work when memory is full. From 7.0 on a flag says so; before, everything is
 -- let through once the script has written. So those scripts write something harmless, or something that frees, first.
 
---@ step allow-oom
--- Settles deliveries, each only if it is still held; then claims messages for one worker, and renews the leases.
--- KEYS: delayed set; then per group (a queue and a worker): Q, proc, workers, again, later, dead, inbox
--- ARGV: want (-1: claim nothing, nobody), lease ms, last number, "1" to register, EX or PX, keep, size of dead letters,
---       unique, number of groups, their workers; then items:
---       "g" group                 the items that follow are of this group (1 at first)
+--@ settle allow-oom
+-- Settles deliveries, each only if it is still held, and renews the leases of their workers.
+-- KEYS: delayed set; then per worker of one queue: Q, proc, workers, again, later, dead, inbox
+-- ARGV: lease ms, EX or PX, keep, size of dead letters, unique, number of workers, these; then items:
+--       "g" which                 the items that follow are this worker's (the first one's until then)
 --       "a" number                done
 --       "s" number id head tail   done, and this is its state
---       "x" number verdict a b id head tail mode due pendings (id json due)* messages (queue due later body once)*
+--       "x" number verdict a b id head tail mode due pendings messages
+--       "w" index number … messages, as for "x"; then what a workflow takes:
+--           ended groups family, group and UUID of the member, ending group; if that is not "": tombstone ended
+--           pendings messages
 --           verdict: "a" done, "n" back after a ms, "b" bury with reason a and error b
 --           mode: "" no state, "p" put, "n" put and keep the name, "o" only where no entry is
---           due: of a state, ms: it is kept from then on; of a message, ns; or ""
+--           due: of an entry, ms: it is kept from then on; of a message, ns; or ""
 --           once: the key that remembers an earlier publish of this message, or ""
--- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
--- The group to claim for is the first one.
+--           pendings, groups, messages, ended, family: how many, then (id json due)*, (id json due)*,
+--           (queue due later body once)*, (id head tail mode due)*, (id)*
+-- Returns {index, why, ...} of the items that are not at their end.
 
-local delayed, unit, keep, size, unique = KEYS[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local now, groups = clock(), tonumber(ARGV[9])
-local i, last = 10 + groups, #ARGV
-local base, worker, proc = 1, ARGV[10], KEYS[3]
-local back = {}
+local delayed, unit, keep, size, unique = KEYS[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local now, count = clock(), tonumber(ARGV[6])
+local i, last = 7 + count, #ARGV
+local base, worker, proc = 1, ARGV[7], KEYS[3]
+local back, unsettled = {}, {}
 
--- what would keep an item from being applied as a whole: a key and the reason, or nil
-local function obstacle(pendings, messages)
-  for n = 1, tonumber(ARGV[pendings]) do
-    local id = ARGV[pendings + 3 * n - 2]
-    local old, reason = entry(id)
-    if old == nil then return id, reason end
+-- where it goes on behind a list: its length, then so many words for each of it
+local function after(list, words)
+  return list + 1 + words * ARGV[list]
+end
+
+-- what would keep a list of entries from being written: a key and the reason, or nil
+local function no_entries(list, words)
+  for at = list + 1, after(list, words) - 1, words do
+    local old, reason = entry(ARGV[at])
+    if old == nil then return ARGV[at], reason end
   end
-  for n = 1, tonumber(ARGV[messages]) do
-    local m = messages + 5 * n - 4
-    local key, reason = no_way(ARGV[m], ARGV[m + 1], ARGV[m + 2], delayed)
+end
+
+-- what would keep a list of messages from being sent: a key and the reason, or nil
+local function no_sending(list)
+  for at = list + 1, after(list, 5) - 1, 5 do
+    local key, reason = no_way(ARGV[at], ARGV[at + 1], ARGV[at + 2], delayed)
     if key then return key, reason end
   end
+end
+
+-- the state that begins at a word, where `old` is
+local function record(at, old)
+  local id, head, mode = ARGV[at], ARGV[at + 1], ARGV[at + 3]
+  local unit_here, keep_here = lasting(unit, keep, ARGV[at + 4])
+  if mode ~= 'o' then
+    put(id, old, head, ARGV[at + 2], mode == 'n', unit_here, keep_here)
+  elseif not old then
+    redis.call('SET', id, head, unit_here, keep_here)
+  end
+end
+
+local function record_each(list)
+  for at = list + 1, after(list, 5) - 1, 5 do record(at, entry(ARGV[at])) end
+end
+
+local function begin_each(list)
+  for at = list + 1, after(list, 3) - 1, 3 do
+    local unit_here, keep_here = lasting(unit, keep, ARGV[at + 2])
+    redis.call('SET', ARGV[at], ARGV[at + 1], unit_here, keep_here, 'NX')
+  end
+end
+
+local function send_each(list)
+  for at = list + 1, after(list, 5) - 1, 5 do
+    if ARGV[at + 4] == '' or redis.call('EXISTS', ARGV[at + 4]) == 0 then
+      send(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], delayed, unique .. '.' .. at, now)
+    end
+  end
+end
+
+-- What an item takes that has to do with a workflow: made when the first of them comes.
+local function workflow_verbs()
+  local groups = group_verbs()
+
+  -- the parts of a workflow that begin at a word: where each of them is, and where it goes on behind them
+  local function workflow_at(ended)
+    local opens = after(ended, 5)
+    local family = after(opens, 3)
+    local member = after(family, 1)
+    local ending = member + 2
+    local found = {ended = ended, opens = opens, family = family, member = member, ending = ending}
+    if ARGV[ending] == '' then return found, ending + 1 end
+    found.then_ended = ending + 2
+    found.then_pending = after(found.then_ended, 5)
+    found.then_sent = after(found.then_pending, 3)
+    return found, after(found.then_sent, 5)
+  end
+
+  -- what would keep a group from being ended: a key and the reason, or nil
+  local function no_ending(flow)
+    local group = ARGV[flow.ending]
+    local stands, reason = groups.standing(group)
+    if not stands then return group, reason end
+    local held = redis.pcall('EXISTS', groups.mutex)
+    if type(held) == 'table' then return groups.mutex, held.err end
+    local key
+    key, reason = no_entries(flow.then_ended, 5)
+    if not key then key, reason = no_entries(flow.then_pending, 3) end
+    if not key then key, reason = no_sending(flow.then_sent) end
+    return key, reason
+  end
+
+  -- what would keep a workflow from going on: a key and the reason, or nil
+  local function no_workflow(flow)
+    local key, reason = no_entries(flow.ended, 5)
+    if not key then key, reason = no_entries(flow.opens, 3) end
+    if not key and ARGV[flow.member] ~= '' then key, reason = groups.no_counting(ARGV[flow.member]) end
+    if not key and ARGV[flow.ending] ~= '' then key, reason = no_ending(flow) end
+    return key, reason
+  end
+
+  -- Lets a workflow go on, whose next part is due then (ms; '' for now); why the item is not at its end, or nil.
+  local function go_on(flow, due)
+    record_each(flow.ended)
+    for at = flow.opens + 1, flow.family - 1, 3 do
+      groups.open(ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2]))
+    end
+    if ARGV[flow.family] ~= '0' then
+      local family = {}
+      for at = flow.family + 1, flow.member - 1 do family[#family + 1] = ARGV[at] end
+      groups.touch(family, unit, keep, due)
+    end
+    local group, ending = ARGV[flow.member], ARGV[flow.ending]
+    if group ~= '' then
+      local progress = groups.finish(group, ARGV[flow.member + 1])
+      if ending == '' and (progress == 'complete' or progress == 'lost') then return progress end
+    end
+    local stands = ending ~= '' and groups.standing(ending)
+    if stands and stands ~= 'triggered' then
+      if stands ~= 'claimed' then
+        if redis.call('EXISTS', groups.mutex) == 1 then return 'busy' end
+        groups.trigger(ending, ARGV[flow.ending + 1], unit, keep)
+      end
+      groups.drop_companions(ending)
+      record_each(flow.then_ended)
+      begin_each(flow.then_pending)
+      send_each(flow.then_sent)
+    end
+  end
+
+  return {at = workflow_at, obstacle = no_workflow, go_on = go_on}
 end
 
 local function bury_unsettled(key, reason, value)
   bury(KEYS[base + 6], size, 'wrong_key', 'cannot be settled: the key ' .. key .. ': ' .. reason, worker, value)
 end
 
-local function apply(at)
+local workflows
+
+-- index: of an item of a workflow
+local function apply(at, index)
   local number, verdict, a, b = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-  local id, head, tail, mode = ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
-  local pendings = at + 10
-  local messages = pendings + 1 + 3 * ARGV[pendings]
-  local value = redis.call('HGET', proc, number)
-  if value then
-    local wrong, old, reason = nil, false, nil
-    if mode ~= '' then
-      old, reason = entry(id)
-      if old == nil then wrong = id end
-    end
-    if not wrong then wrong, reason = obstacle(pendings, messages) end
-    if wrong then
-      bury_unsettled(wrong, reason, value)
-    else
-      local unit_here, keep_here = lasting(unit, keep, ARGV[at + 9])
-      if mode == 'o' then
-        if not old then redis.call('SET', id, head, unit_here, keep_here) end
-      elseif mode ~= '' then
-        put(id, old, head, tail, mode == 'n', unit_here, keep_here)
-      end
-      for n = 1, tonumber(ARGV[pendings]) do
-        local p = pendings + 3 * n - 2
-        unit_here, keep_here = lasting(unit, keep, ARGV[p + 2])
-        redis.call('SET', ARGV[p], ARGV[p + 1], unit_here, keep_here, 'NX')
-      end
-      for n = 1, tonumber(ARGV[messages]) do
-        local m = messages + 5 * n - 4
-        if ARGV[m + 4] == '' or redis.call('EXISTS', ARGV[m + 4]) == 0 then
-          send(ARGV[m], ARGV[m + 1], ARGV[m + 2], ARGV[m + 3], delayed, unique .. '.' .. m, now)
-        end
-      end
-      if verdict == 'b' then
-        bury(KEYS[base + 6], size, a, b, worker, value)
-      elseif verdict == 'n' and tonumber(a) > 0 then
-        redis.call('ZADD', KEYS[base + 5], now + a, worker .. '.' .. number .. ':' .. value)
-      elseif verdict == 'n' then
-        back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
-      end
-    end
-    -- last: what goes wrong before does not cost the message
-    redis.call('HDEL', proc, number)
+  local id, has_state, pendings = ARGV[at + 5], ARGV[at + 8] ~= '', at + 10
+  local messages = after(pendings, 3)
+  local flow, behind = nil, after(messages, 5)
+  if index then
+    workflows = workflows or workflow_verbs()
+    flow, behind = workflows.at(behind)
   end
-  return messages + 1 + 5 * ARGV[messages]
+  local value = redis.call('HGET', proc, number)
+  if not value then return behind end
+  local wrong, old, reason = nil, false, nil
+  if has_state then
+    old, reason = entry(id)
+    if old == nil then wrong = id end
+  end
+  if not wrong then wrong, reason = no_entries(pendings, 3) end
+  if not wrong then wrong, reason = no_sending(messages) end
+  if not wrong and flow then wrong, reason = workflows.obstacle(flow) end
+  if wrong then
+    bury_unsettled(wrong, reason, value)
+    redis.call('HDEL', proc, number)
+    return behind
+  end
+  if has_state then record(at + 5, old) end
+  begin_each(pendings)
+  local why = flow and workflows.go_on(flow, ARGV[at + 9])
+  if why then
+    unsettled[#unsettled + 1] = tonumber(index)
+    unsettled[#unsettled + 1] = why
+    return behind
+  end
+  send_each(messages)
+  if verdict == 'b' then
+    bury(KEYS[base + 6], size, a, b, worker, value)
+  elseif verdict == 'n' and tonumber(a) > 0 then
+    redis.call('ZADD', KEYS[base + 5], now + a, worker .. '.' .. number .. ':' .. value)
+  elseif verdict == 'n' then
+    back[#back + 1] = {KEYS[base + 1], KEYS[base + 4], value}
+  end
+  -- last: what goes wrong before does not cost the message
+  redis.call('HDEL', proc, number)
+  return behind
 end
 
 redis.call('ZREM', KEYS[4], '')
@@ -189,23 +289,34 @@ while i <= last do
     redis.call('HDEL', proc, ARGV[i + 1])
     i = i + 2
   elseif op == 'g' then
-    local group = tonumber(ARGV[i + 1])
-    base = 1 + 7 * (group - 1)
-    worker, proc = ARGV[9 + group], KEYS[base + 2]
+    local which = tonumber(ARGV[i + 1])
+    base = 1 + 7 * (which - 1)
+    worker, proc = ARGV[6 + which], KEYS[base + 2]
     i = i + 2
+  elseif op == 'w' then
+    i = apply(i + 1, ARGV[i + 1])
   else
     i = apply(i)
   end
 end
 for n = #back, 1, -1 do give_back(unpack(back[n])) end
 
-local want = tonumber(ARGV[1])
-local ends = now + ARGV[2]
-local Q, proc, workers, again, inbox = KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[8]
-local mine, seq = ARGV[10], tonumber(ARGV[3])
+for which = 1, count do
+  local workers = KEYS[7 * which - 3]
+  local score = redis.call('ZSCORE', workers, ARGV[6 + which])
+  if score and tonumber(score) > 0 then redis.call('ZADD', workers, now + ARGV[1], ARGV[6 + which]) end
+end
+return unsettled
+
+--@ take allow-oom
+-- Claims messages for one worker, and renews its lease.
+-- KEYS: Q, proc, workers, again, inbox   ARGV: worker, lease ms, want, last number, "1" to register
+-- Returns {0, values}; {1} the worker is fenced; {2, last number, number, value, ...} what the worker was never told.
+local Q, proc, workers, again, inbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local mine, want, seq = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local function claim()
-  local fresh, held, values = {}, {}, {}
+  local held, values = {}, {}
   local function hold(value)
     seq = seq + 1
     held[#held + 1] = seq
@@ -249,21 +360,14 @@ local function untold()
   return found
 end
 
-local answer = {0, {}}
-if want >= 0 then
-  local score = redis.call('ZSCORE', workers, mine)
-  local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
-  if not score and ARGV[4] ~= '1' or score and tonumber(score) < 0 or known < seq then
-    return {1}
-  end
-  if known > seq then answer = untold() else answer = claim() end
-  redis.call('ZADD', workers, ends, mine)
+redis.call('ZREM', workers, '')
+local score = redis.call('ZSCORE', workers, mine)
+local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
+if not score and ARGV[5] ~= '1' or score and tonumber(score) < 0 or known < seq then
+  return {1}
 end
-for group = 1, groups do
-  local at = 1 + 7 * (group - 1)
-  local score = redis.call('ZSCORE', KEYS[at + 3], ARGV[9 + group])
-  if score and tonumber(score) > 0 then redis.call('ZADD', KEYS[at + 3], ends, ARGV[9 + group]) end
-end
+local answer = known > seq and untold() or claim()
+redis.call('ZADD', workers, clock() + ARGV[2], mine)
 return answer
 
 --@ extend allow-oom
@@ -321,18 +425,30 @@ if remember > 0 then redis.call('SET', KEYS[2], (before or '') .. tokens, 'PX', 
 return 1
 
 --@ submit
--- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, (queue due later state body)*
--- due: of a state, ms: it is kept from then on; of a message, ns; or ""
+-- KEYS: delayed set   ARGV: EX or PX, keep, unique, number of states, (id json due)*, number of groups, (id json due)*,
+-- number of plans, (id body due)*, (queue due later state body)*
+-- due: of an entry, ms: it is kept from then on; of a message, ns; or ""
 -- state: the number, from 1, of the message's own state; 0 for none. Whoever has a state with the same CreatedAt was
 -- submitted by an earlier try of this call.
 local unit, keep, unique, count, now = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), clock()
-local first = 5 + 3 * count
+local opened = 5 + 3 * count
+local plans = opened + 1 + 3 * ARGV[opened]
+local first = plans + 1 + 3 * ARGV[plans]
 local is_new = {[0] = true}
 for n = 1, count do
   local id, json = ARGV[2 + 3 * n], ARGV[3 + 3 * n]
   local old, reason = entry(id)
   if old == nil then return refusal(id, reason) end
   is_new[n] = not (old and created_at(old) == created_at(json))
+end
+local groups = plans > opened + 1 and group_verbs()
+for at = opened + 1, plans - 1, 3 do
+  local stands, reason = groups.standing(ARGV[at])
+  if not stands then return refusal(ARGV[at], reason) end
+end
+for at = plans + 1, first - 1, 3 do
+  local old, reason = entry(ARGV[at])
+  if old == nil then return refusal(ARGV[at], reason) end
 end
 local checked = {}
 for i = first, #ARGV, 5 do
@@ -346,6 +462,8 @@ end
 for n = 1, count do
   if is_new[n] then redis.call('SET', ARGV[2 + 3 * n], ARGV[3 + 3 * n], lasting(unit, keep, ARGV[4 + 3 * n])) end
 end
+for at = opened + 1, plans - 1, 3 do groups.open(ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2])) end
+for at = plans + 1, first - 1, 3 do redis.call('SET', ARGV[at], ARGV[at + 1], lasting(unit, keep, ARGV[at + 2])) end
 local queue, run = nil, {}
 for i = first, #ARGV, 5 do
   if is_new[tonumber(ARGV[i + 3])] then

@@ -20,6 +20,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, Self, TypeAlias, assert_never, cast
 
+from asyncqueue.backends.base import Progress
 from asyncqueue.brokers.base import (
     Ack,
     Bury,
@@ -30,6 +31,7 @@ from asyncqueue.brokers.base import (
     Nack,
     QueueDepth,
     Settled,
+    Unsettled,
 )
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.redis import (
@@ -47,11 +49,13 @@ from asyncqueue.connections.redis import (
     kept_from,
     parse_url,
     read_scripts,
+    tombstone,
 )
 from asyncqueue.errors import AsyncQueueError, Unavailable
 from asyncqueue.rfc3339 import ZERO
-from asyncqueue.state import State, TaskState
-from asyncqueue.wire import encode_state, encode_state_around_created_at
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
+from asyncqueue.wire import encode_group, encode_plan, encode_state, encode_state_around_created_at
 
 QUEUES = "aq:queues"
 """A sorted set of the queues that workers and publishers of ours have used, with when they last did (unix seconds)."""
@@ -80,8 +84,9 @@ MAX_BLOCKED = 4
 POLL = 0.1
 """How often (seconds) a queue is polled where BLMOVE cannot be used."""
 
-_SCRIPTS = read_scripts("connections/redis_states.lua", "brokers/redis.lua")
-_STEP, _EXTEND, _RELEASE = _SCRIPTS["step"], _SCRIPTS["extend"], _SCRIPTS["release"]
+_SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "brokers/redis.lua")
+_SETTLE, _TAKE = _SCRIPTS["settle"], _SCRIPTS["take"]
+_EXTEND, _RELEASE = _SCRIPTS["extend"], _SCRIPTS["release"]
 _PUBLISH, _SUBMIT = _SCRIPTS["publish"], _SCRIPTS["submit"]
 _TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
 
@@ -243,13 +248,27 @@ class RedisBroker:
         await self._announce({message.queue for message in messages})
         await self._link.run(_PUBLISH, (self._delayed_key, once), args)
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
-        if not states and not messages:
+    async def submit(
+        self,
+        states: Sequence[TaskState],
+        messages: Sequence[Message],
+        keep: float,
+        *,
+        groups: Sequence[GroupMeta] = (),
+        plans: Sequence[Plan] = (),
+    ) -> None:
+        if not (states or messages or groups or plans):
             return
         position = {state.task_uuid: number for number, state in enumerate(states, 1)}
         args: list[Word] = [*expiry(keep), secrets.token_hex(8), len(states)]
         for state in states:
-            args += (state.task_uuid, encode_state(state), kept_from(state))
+            args += (state.task_uuid, encode_state(state), kept_from(state.not_before))
+        args.append(len(groups))
+        for group in groups:
+            args += (group.group_uuid, encode_group(group), kept_from(group.not_before))
+        args.append(len(plans))
+        for plan in plans:
+            args += (plan.plan_id, encode_plan(plan), kept_from(plan.not_before))
         for message in messages:
             args += (message.queue, *self._due(message), position.get(message.id, 0), message.body)
         await self._announce({message.queue for message in messages})
@@ -290,30 +309,19 @@ class RedisBroker:
             ends_at = asyncio.get_running_loop().time() + wait
             await self._announce({queue})
             while True:
-                deliveries = await self._step((), 0.0, worker, limit)
+                deliveries = await self._take(worker, limit)
                 left = ends_at - asyncio.get_running_loop().time()
                 if deliveries or worker.is_fenced or left <= 0:
                     return deliveries
                 await self._wait_for_message(worker, left)
 
-    async def step(self, batch: Sequence[Settled], keep: float, queue: str, limit: int) -> Sequence[Delivery]:
-        """``settle`` this batch and take up to ``limit`` messages of ``queue``, without waiting, in one round trip.
-
-        Takes nothing while a ``fetch`` of the same queue is under way: that one will.
-        """
-        worker = self._worker(queue)
-        if limit <= 0 or worker.fetching.locked():
-            await self.settle(batch, keep)
-            return ()
-        async with worker.fetching:
-            return await self._step(batch, keep, worker, limit)
-
-    async def _step(self, batch: Sequence[Settled], keep: float, worker: _Worker, limit: int) -> Sequence[Delivery]:
-        is_new = not worker.is_registered
-        claim: tuple[Word, ...] = (min(limit, MAX_BATCH), self._lease_ms, worker.last, "1" if is_new else "0")
-        keys, args = self._packed(batch, keep, claim, (worker.queue, worker.id))
+    async def _take(self, worker: _Worker, limit: int) -> Sequence[Delivery]:
+        queue, proc, workers, again, _, _, inbox = _keys(worker.queue, worker.id)
+        keys = (queue, proc, workers, again, inbox)
+        is_new = "0" if worker.is_registered else "1"
+        args = (worker.id, self._lease_ms, min(limit, MAX_BATCH), worker.last, is_new)
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
-        status, *rest = await self._link.run(_STEP, keys, args)
+        status, *rest = await self._link.run(_TAKE, keys, args)
         worker.is_doubtful, worker.is_registered = was_doubtful, True
         if status == _FENCED:
             worker.is_fenced = True
@@ -333,7 +341,7 @@ class RedisBroker:
         return _deliveries(worker, enumerate(rest[0], first))
 
     async def _wait_for_message(self, worker: _Worker, left: float) -> None:
-        """Until there may be one: BLMOVE puts it where the next step finds it, whatever becomes of the reply."""
+        """Until there may be one: BLMOVE puts it where the next ``take`` finds it, whatever becomes of the reply."""
         if self._blocked >= MAX_BLOCKED:
             await asyncio.sleep(min(left, POLL))
             return
@@ -346,7 +354,7 @@ class RedisBroker:
                 worker.channel = await self._link.channel()
             await worker.channel.call("BLMOVE", worker.queue, inbox, "LEFT", "RIGHT", f"{wait:.3f}", wait=wait)
             worker.is_doubtful = was_doubtful
-        except OutOfMemory:  # a step works all the same
+        except OutOfMemory:  # taking works all the same
             worker.is_doubtful = was_doubtful
             await asyncio.sleep(min(left, POLL))
         finally:
@@ -373,10 +381,12 @@ class RedisBroker:
     async def bury(self, deliveries: Sequence[Delivery], reason: str, error: str) -> None:
         await self.settle([Settled(delivery, Bury(reason, error)) for delivery in deliveries], keep=1.0)
 
-    async def settle(self, batch: Sequence[Settled], keep: float) -> None:
-        if batch:
-            keys, args = self._packed(batch, keep, (-1, self._lease_ms, 0, "0"), None)
-            await self._link.run(_STEP, keys, args)
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
+        if not batch:
+            return ()
+        keys, args = self._packed(batch, keep)
+        unsettled = await self._link.run(_SETTLE, keys, args)
+        return [Unsettled(batch[index], Progress(why.decode())) for index, why in _pairs(unsettled)]
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         groups = _by_worker(deliveries)
@@ -395,15 +405,13 @@ class RedisBroker:
             lost.update((worker, number) for number in gone)
         return [delivery for delivery in deliveries if delivery.receipt in lost]
 
-    def _packed(
-        self, batch: Sequence[Settled], keep: float, claim: tuple[Word, ...], group: tuple[str, str] | None
-    ) -> tuple[list[Word], list[Word]]:
-        """The keys and arguments of a step: see ``redis.lua``. This is the hottest line of the driver."""
-        groups: dict[tuple[str, str], int] = {} if group is None else {group: 1}
-        queue, worker = group or ("", "")
+    def _packed(self, batch: Sequence[Settled], keep: float) -> tuple[list[Word], list[Word]]:
+        """The keys and arguments of ``settle``: see ``redis.lua``. This is the hottest line of the driver."""
+        groups: dict[tuple[str, str], int] = {}
+        queue = worker = ""
         items: list[Word] = []
         add = items.extend
-        for item in batch:
+        for index, item in enumerate(batch):
             delivery, state = item.delivery, item.state
             holder, number = cast(_Receipt, delivery.receipt)
             if holder != worker or delivery.queue != queue:
@@ -411,7 +419,12 @@ class RedisBroker:
                 position = groups.setdefault((queue, worker), len(groups) + 1)
                 if items or position > 1:
                     add(("g", position))
-            if item.verdict.__class__ is not Ack or item.publish or item.pending:
+            if item.member is not None or item.end is not None or item.ended or item.opens or item.alive:
+                add(("w", index))
+                add(self._packed_at_length(item, number))
+                add(self._packed_workflow(item))
+            elif item.verdict.__class__ is not Ack or item.publish or item.pending:
+                add(("x",))
                 add(self._packed_at_length(item, number))
             elif state is None:
                 add(("a", number))
@@ -419,16 +432,16 @@ class RedisBroker:
                 head, tail = encode_state_around_created_at(state)
                 add(("s", number, state.task_uuid, head, tail))
             else:
+                add(("x",))
                 add(self._packed_at_length(item, number))
         keys: list[Word] = [self._delayed_key]
         for each in groups:
             keys += _keys(*each)
         workers = [worker for _, worker in groups]
         unique = secrets.token_hex(8)
-        return keys, [*claim, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
+        return keys, [self._lease_ms, *expiry(keep), self._dead_letter_size, unique, len(groups), *workers, *items]
 
     def _packed_at_length(self, item: Settled, number: int) -> Iterator[Word]:
-        yield "x"
         yield number
         match item.verdict:
             case Ack():
@@ -440,11 +453,28 @@ class RedisBroker:
             case _:
                 assert_never(item.verdict)
         yield from _packed_state(item.state)
-        yield len(item.pending)
-        for pending in item.pending:
-            yield from (pending.task_uuid, encode_state(pending), kept_from(pending))
-        yield len(item.publish)
-        for message in item.publish:
+        yield from _packed_pending(item.pending)
+        yield from self._packed_messages(item.publish)
+
+    def _packed_workflow(self, item: Settled) -> Iterator[Word]:
+        yield from _packed_ended(item.ended)
+        yield len(item.opens)
+        for group in item.opens:
+            yield from (group.group_uuid, encode_group(group), kept_from(group.not_before))
+        yield len(item.alive)
+        yield from item.alive
+        yield from ("", "") if item.member is None else (item.member.group_id, item.member.task_id)
+        if item.end is None:
+            yield ""
+            return
+        yield from (item.end.group_id, tombstone(item.end.group_id))
+        yield from _packed_ended(item.end.ended)
+        yield from _packed_pending(item.end.pending)
+        yield from self._packed_messages(item.end.publish)
+
+    def _packed_messages(self, messages: Sequence[Message]) -> Iterator[Word]:
+        yield len(messages)
+        for message in messages:
             yield from (message.queue, *self._due(message), message.body)
             yield _once(message.queue, message.token) if message.token else ""
 
@@ -588,11 +618,23 @@ def _packed_state(state: TaskState | None) -> tuple[Word, Word, Word, Word, Word
     if state is None:
         return "", "", "", "", ""
     if state.state is State.PENDING:
-        return state.task_uuid, encode_state(state), "", "o", kept_from(state)
+        return state.task_uuid, encode_state(state), "", "o", kept_from(state.not_before)
     mode = "p" if state.task_name else "n"
     if state.created_at != ZERO:
-        return state.task_uuid, encode_state(state), "", mode, kept_from(state)
-    return state.task_uuid, *encode_state_around_created_at(state), mode, kept_from(state)
+        return state.task_uuid, encode_state(state), "", mode, kept_from(state.not_before)
+    return state.task_uuid, *encode_state_around_created_at(state), mode, kept_from(state.not_before)
+
+
+def _packed_ended(states: Sequence[TaskState]) -> Iterator[Word]:
+    yield len(states)
+    for state in states:
+        yield from _packed_state(state)
+
+
+def _packed_pending(states: Sequence[TaskState]) -> Iterator[Word]:
+    yield len(states)
+    for state in states:
+        yield from (state.task_uuid, encode_state(state), kept_from(state.not_before))
 
 
 def _parts(value: bytes) -> tuple[bytes, bytes]:
@@ -610,7 +652,7 @@ def _deliveries(worker: _Worker, numbered: Iterable[tuple[int, bytes]]) -> list[
     return deliveries
 
 
-def _pairs(reply: Reply) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(reply: Reply) -> Iterator[tuple[Reply, Reply]]:
     return zip(reply[::2], reply[1::2], strict=True)
 
 

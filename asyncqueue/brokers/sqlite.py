@@ -7,14 +7,31 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Self, assert_never
 
-from asyncqueue.brokers.base import Ack, Bury, Capabilities, Dead, Delivery, Message, Nack, QueueDepth, Settled
+from asyncqueue.backends.base import Progress
+from asyncqueue.brokers.base import (
+    Ack,
+    Bury,
+    Capabilities,
+    Dead,
+    Delivery,
+    Message,
+    Nack,
+    QueueDepth,
+    Settled,
+    Unsettled,
+)
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
+from asyncqueue.connections import sqlite_entries as entries
+from asyncqueue.connections import sqlite_groups as groups_table
 from asyncqueue.connections import sqlite_messages as messages_table
+from asyncqueue.connections import sqlite_plans as plans_table
 from asyncqueue.connections import sqlite_states as states_table
 from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, Database
-from asyncqueue.state import TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, TaskState
 
 LEASE = 15.0
 MAX_BATCH = 1000
@@ -129,7 +146,7 @@ class SqliteBroker:
     async def tend(self, queues: Sequence[str]) -> float:
         # Fetching makes ready what is due and takes over what others left: there is no more to do for a queue.
         now = self._now()
-        await self._database.write(lambda connection: states_table.sweep(connection, now, SWEEP_AT_ONCE))
+        await self._database.write(lambda connection: entries.sweep(connection, now, SWEEP_AT_ONCE))
         return TEND_AGAIN
 
     async def queues(self) -> Sequence[str]:
@@ -161,38 +178,42 @@ class SqliteBroker:
     async def drop(self, queue: str, ids: Sequence[str]) -> int:
         return await self._database.write(lambda connection: messages_table.drop(connection, queue, ids))
 
-    async def submit(self, states: Sequence[TaskState], messages: Sequence[Message], keep: float) -> None:
+    async def submit(
+        self,
+        states: Sequence[TaskState],
+        messages: Sequence[Message],
+        keep: float,
+        *,
+        groups: Sequence[GroupMeta] = (),
+        plans: Sequence[Plan] = (),
+    ) -> None:
         now = self._now()
         rows = states_table.to_rows(states, keep, now)
+        openings, plan_rows = groups_table.to_openings(groups), plans_table.to_rows(plans, keep, now)
+        ids = {message.id for message in messages}
 
         def submit(connection: Connection) -> None:
             unknown = messages_table.unknown(connection, messages, now)
-            if unknown or not messages:
-                repeated = {message.id for message in messages}.difference(message.id for message in unknown)
-                states_table.begin(connection, [row for row in rows if row[0] not in repeated], now)
-                messages_table.add(connection, unknown, now)
+            if messages and not unknown:
+                return  # all of it was done before
+            known = ids.difference(message.id for message in unknown)
+            plans_table.put(connection, plan_rows, now)
+            # Whose message is new starts over. Of the rest we cannot say, where a part of this was done before.
+            begun = [row for row in rows if row[0] not in known and (not known or row[0] in ids)]
+            states_table.begin(connection, begun, now)
+            states_table.put(connection, [row for row in rows if known and row[0] not in ids], now)
+            groups_table.open_groups(connection, openings, keep, now)
+            messages_table.add(connection, unknown, now)
 
         await self._database.write(submit)
 
-    async def settle(self, batch: Sequence[Settled], keep: float) -> None:
+    async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
         now = self._now()
-        prepared = [(item, states_table.to_rows(_states(item), keep, now)) for item in batch]
-
-        def settle(connection: Connection) -> None:
-            held = {one.receipt for one in messages_table.held(connection, [item.delivery for item in batch])}
-            ours: list[Settled] = []
-            rows: list[states_table.Row] = []
-            for item, item_rows in prepared:
-                if item.delivery.receipt in held:
-                    held.remove(item.delivery.receipt)  # if it comes again in this batch, it is not ours any more
-                    ours.append(item)
-                    rows += item_rows
-            states_table.put(connection, rows, now)
-            _publish(connection, [message for item in ours for message in item.publish], now)
-            _conclude(connection, ours, now)
-
-        await self._database.write(settle)
-        self._let_go(item.delivery for item in batch)
+        prepared = [_prepared(item, keep, now) for item in batch]
+        unsettled = await self._database.write(lambda connection: _settle(connection, prepared, keep, now))
+        kept = {one.item.delivery.receipt for one in unsettled}
+        self._let_go(item.delivery for item in batch if item.delivery.receipt not in kept)
+        return unsettled
 
     async def _take(self, queue: str, limit: int) -> list[Delivery]:
         now = self._now()
@@ -223,12 +244,92 @@ class SqliteBroker:
         return self._clock.now_ns() / NANOSECONDS
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An item of a batch, with all that it writes as rows."""
+
+    item: Settled
+    states: list[states_table.Row]
+    openings: list[groups_table.Opening]
+    end_states: list[states_table.Row]
+
+
+def _prepared(item: Settled, keep: float, now: float) -> _Prepared:
+    states = (item.state, *item.ended, *item.pending) if item.state is not None else (*item.ended, *item.pending)
+    end_states = (*item.end.ended, *item.end.pending) if item.end is not None else ()
+    return _Prepared(
+        item,
+        states_table.to_rows(states, keep, now),
+        groups_table.to_openings(item.opens),
+        states_table.to_rows(end_states, keep, now),
+    )
+
+
+def _settle(connection: Connection, batch: Sequence[_Prepared], keep: float, now: float) -> list[Unsettled]:
+    """Bring items to their end, in as few statements as if they were one; returns what could not be."""
+    ours = _held_of(connection, batch)
+    members = [one.item.member for one in ours if one.item.member is not None]
+    unfinished = groups_table.unfinished(connection, members, now)  # before their states are written
+    ends = _record(connection, ours, keep, now)
+    tally = groups_table.Tally(groups_table.count(connection, members, now), unfinished)
+    unsettled: list[Unsettled] = []
+    settled: list[Settled] = []
+    messages: list[Message] = []
+    for one in ours:
+        item = one.item
+        progress = tally.finish(item.member) if item.member is not None else None
+        if item.end is None and (progress is Progress.COMPLETE or progress is Progress.LOST):
+            unsettled.append(Unsettled(item, progress))
+            continue
+        settled.append(item)
+        if item.end is not None and ends[item.end.group_id] is one:
+            tally.end(item.end.group_id)
+            messages += item.end.publish
+        messages += item.publish
+    groups_table.end(connection, [group_id for group_id, one in ends.items() if one is not None], keep, now)
+    _publish(connection, messages, now)
+    _conclude(connection, settled, now)
+    return unsettled
+
+
+def _held_of(connection: Connection, batch: Sequence[_Prepared]) -> list[_Prepared]:
+    """Those whose delivery is still ours, each delivery once."""
+    held = {one.receipt for one in messages_table.held(connection, [one.item.delivery for one in batch])}
+    ours: list[_Prepared] = []
+    for one in batch:
+        if one.item.delivery.receipt in held:
+            held.remove(one.item.delivery.receipt)  # if it comes again in this batch, it is not ours any more
+            ours.append(one)
+    return ours
+
+
+def _record(connection: Connection, items: Sequence[_Prepared], keep: float, now: float) -> dict[str, _Prepared | None]:
+    """Write what items write before their members are counted. Returns which item ends which group, None where that
+    was done before."""
+    states_table.put(connection, [row for one in items for row in one.states], now)
+    groups_table.open_groups(connection, [opening for one in items for opening in one.openings], keep, now)
+    for not_before, families in _families(items).items():
+        entries.touch(connection, families, keep, now, not_before)
+    ends: dict[str, _Prepared | None] = {}
+    for one in items:
+        if one.item.end is not None:
+            ends.setdefault(one.item.end.group_id, one)
+    ends.update(dict.fromkeys(groups_table.sent(connection, ends, now)))
+    states_table.put(connection, [row for one in ends.values() if one is not None for row in one.end_states], now)
+    return ends
+
+
+def _families(items: Sequence[_Prepared]) -> dict[float | None, list[Sequence[str]]]:
+    """The families that items keep alive, by when they are due."""
+    found: defaultdict[float | None, list[Sequence[str]]] = defaultdict(list)
+    for one in items:
+        if one.item.alive:
+            found[one.item.state.not_before if one.item.state is not None else None].append(one.item.alive)
+    return found
+
+
 def _publish(connection: Connection, messages: Sequence[Message], now: float) -> None:
     messages_table.add(connection, messages_table.unknown(connection, messages, now), now)
-
-
-def _states(item: Settled) -> tuple[TaskState, ...]:
-    return (item.state, *item.pending) if item.state is not None else item.pending
 
 
 def _conclude(connection: Connection, items: Sequence[Settled], now: float) -> None:

@@ -18,9 +18,10 @@ from asyncqueue.cli.target import Address, addressed, split
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.engine.settlement import AtomicSettlement
 from asyncqueue.errors import AsyncQueueError
-from asyncqueue.server import Connected, Server
+from asyncqueue.server import Server
 from asyncqueue.signature import new_task_id
 from asyncqueue.state import State, TaskState
+from asyncqueue.stores import Connected
 
 PROBE_QUEUE = "asyncqueue.doctor"
 """Messages of ours go to this queue and are taken from it; no worker of anybody's consumes it."""

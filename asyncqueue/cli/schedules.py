@@ -19,7 +19,7 @@ def schedules(target: str, count: int, as_json: bool) -> None:
 
     Schedules live in code: nothing is connected, and this says nothing of what other programs registered.
 
-    --json: a list of {name, spec, task, missed, overlap, next: [times]}.
+    --json: a list of {name, spec, task, missed, overlap, next: [times]}; a workflow is named by its shape.
     """
     server = load_server(target)
     now = server.clock.now_ns() / NANOSECONDS
@@ -36,7 +36,7 @@ def _described(task: PeriodicTask, times: list[str | None]) -> dict[str, object]
     return {
         "name": task.name,
         "spec": task.spec,
-        "task": task.signature.name,
+        "task": task.title,
         "missed": task.missed,
         "overlap": task.overlap,
         "next": times,
@@ -46,4 +46,4 @@ def _described(task: PeriodicTask, times: list[str | None]) -> dict[str, object]
 def _rows(task: PeriodicTask, times: list[str | None]) -> list[tuple[object, ...]]:
     """A line per time; what is the same is said once."""
     first, *later = times or [None]
-    return [(task.name, task.spec, task.signature.name, first), *(("", "", "", time) for time in later)]
+    return [(task.name, task.spec, task.title, first), *(("", "", "", time) for time in later)]

@@ -10,38 +10,56 @@ import asyncio
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
-from asyncqueue import rfc3339
 from asyncqueue.brokers.base import Dead, Delivery, Message, QueueDepth
+from asyncqueue.connections.memory_entries import Groups, Plans, States, kept_until
 from asyncqueue.locks.base import LastTurn
-from asyncqueue.state import State, TaskState, may_follow
-from asyncqueue.wire import encode_state
 
 TOKENS_KEPT = 600.0
 """How long (seconds) a publish is known, so that its repetition adds no second copy."""
-SWEEP_AFTER = 100
-"""The fewest writes of states between two sweeps that drop what has expired."""
+LEAST_GAIN = 0.25
+"""What would be kept longer by less than this part of its time is not touched."""
 
 _named: dict[str, MemoryStore] = {}
 _naming = threading.Lock()
 
 
 class MemoryStore:
-    """Queues, dead letters, states and locks of one process. Use the parts with ``mutex`` held."""
+    """Queues, dead letters, states, groups, plans and locks of one process. Use the parts with ``mutex`` held."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name or token_hex(8)
         self.mutex = threading.Lock()
         self.messages = Messages(self.name)
         self.states = States()
+        self.groups = Groups(self.states.has_ended)
+        self.plans = Plans()
         self.locks: dict[str, Locked] = {}
         self.turns: dict[str, Turns] = {}
         self._arrivals: dict[str, dict[object, Callable[[], None]]] = {}
         self._watchers: dict[object, Callable[[Sequence[str]], None]] = {}
+
+    def touch(self, family: Sequence[str], keep: float, now: float, not_before: float | None) -> None:
+        """Keep these, and what they stand for, ``keep`` seconds from now or from when they are due; nothing is done
+        where that is not worth it for the first of them. To be called with ``mutex`` held."""
+        shelves = (self.states, self.groups, self.plans)
+        until = kept_until(keep, now, not_before)
+        if not family or until - max(shelf.expires_at(family[0]) for shelf in shelves) < LEAST_GAIN * keep:
+            return
+        ids = {*family, *(one for plan_id in family for one in self.plans.ids(plan_id, now))}
+        ids.update([member for group_id in ids for member in self.groups.members(group_id, now)])
+        for shelf in shelves:
+            shelf.prolong(ids, until, now)
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop entries of tasks, groups and plans. To be called with ``mutex`` held."""
+        for shelf in (self.states, self.groups, self.plans):
+            shelf.forget(ids)
+        self.announce(task_ids=ids)
 
     @contextmanager
     def arrivals(self, queue: str, wake: Callable[[], None]) -> Iterator[None]:
@@ -313,71 +331,6 @@ class Messages:
         old = list(itertools.takewhile(lambda token: self._tokens[token] <= now, self._tokens))
         for token in old:
             del self._tokens[token]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A task's state: its bytes, and what the rules for the next write need to know of them."""
-
-    data: bytes
-    state: State
-    task_name: str
-    created_at: int
-    expires_at: float
-
-
-class States:
-    """States of tasks by UUID, kept as their bytes."""
-
-    def __init__(self) -> None:
-        self._records: dict[str, Record] = {}
-        self._writes = 0  # since the last sweep
-        self._next_sweep = SWEEP_AFTER
-
-    def begin(self, states: Iterable[TaskState], keep: float, now: float) -> None:
-        """Write whatever was there."""
-        for state in states:
-            self._write(state, keep, now)
-
-    def put(self, states: Iterable[TaskState], keep: float, now: float) -> None:
-        """Write what may follow what is there; name and time of the send are kept where the new state has none."""
-        for state in states:
-            old = self._present(state.task_uuid, now)
-            if not may_follow(state.state, old.state if old else None):
-                continue
-            self._write(_inherit(state, old) if old else state, keep, now)
-
-    def get(self, task_ids: Iterable[str], now: float) -> list[bytes | None]:
-        """The bytes, in the order asked."""
-        records = [self._present(task_id, now) for task_id in task_ids]
-        return [record.data if record else None for record in records]
-
-    def forget(self, task_ids: Iterable[str]) -> None:
-        """Drop entries."""
-        for task_id in task_ids:
-            self._records.pop(task_id, None)
-
-    def _present(self, task_id: str, now: float) -> Record | None:
-        record = self._records.get(task_id)
-        return record if record and record.expires_at > now else None
-
-    def _write(self, state: TaskState, keep: float, now: float) -> None:
-        data = encode_state(state)
-        expires_at = max(now, state.not_before or now) + keep
-        self._records[state.task_uuid] = Record(data, state.state, state.task_name, state.created_at, expires_at)
-        self._writes += 1
-        if self._writes >= self._next_sweep:
-            self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
-            self._writes = 0
-            self._next_sweep = max(SWEEP_AFTER, len(self._records))  # cheap on average, however many are kept
-
-
-def _inherit(state: TaskState, old: Record) -> TaskState:
-    changes: Mapping[str, object] = {
-        **({} if state.task_name else {"task_name": old.task_name}),
-        **({} if state.created_at != rfc3339.ZERO else {"created_at": old.created_at}),
-    }
-    return state.model_copy(update=changes) if changes else state
 
 
 def _receipt(delivery: Delivery) -> str:

@@ -25,7 +25,8 @@ from redis.backoff import NoBackoff
 
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
-from asyncqueue.state import TaskState
+from asyncqueue.state import GroupMeta
+from asyncqueue.wire import encode_group
 
 CONNECT_TIMEOUT = 5.0
 """How long (seconds) to reach the server, authenticate and select the db."""
@@ -233,9 +234,14 @@ def expiry(seconds: float) -> tuple[str, int]:
     return ("EX", int(seconds)) if seconds == int(seconds) else ("PX", max(1, round(seconds * 1000)))
 
 
-def kept_from(state: TaskState) -> Word:
-    """From when on the entry of a state is kept, as the scripts want it: ms, or nothing for now."""
-    return "" if state.not_before is None else round(state.not_before * 1000)
+def kept_from(not_before: float | None) -> Word:
+    """From when on (unix seconds) an entry is kept, as the scripts want it: ms, or nothing for now."""
+    return "" if not_before is None else round(not_before * 1000)
+
+
+def tombstone(group_id: str) -> bytes:
+    """The entry of a group that had none when it ended: it has no members, and is triggered."""
+    return encode_group(GroupMeta(group_uuid=group_id, chord_triggered=True))
 
 
 def _without_comments(text: str) -> str:

@@ -10,11 +10,29 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+local function milliseconds(unit, keep)
+  return unit == 'EX' and keep * 1000 or tonumber(keep)
+end
+
 -- How SET says how long an entry is kept: from now on, or from when its task is due (ms; '' for now).
 local function lasting(unit, keep, due)
   local wait = due ~= '' and due - clock() or 0
   if wait <= 0 then return unit, keep end
-  return 'PX', (unit == 'EX' and keep * 1000 or keep) + wait
+  return 'PX', milliseconds(unit, keep) + wait
+end
+
+-- why a key cannot be of a type, or nil
+local function unfit(key, wanted)
+  local kind = redis.pcall('TYPE', key)
+  if kind.err then return kind.err end
+  return kind.ok ~= wanted and kind.ok ~= 'none' and 'WRONGTYPE' or nil
+end
+
+-- in chunks: unpack has a limit
+local function push(command, key, values)
+  for from = 1, #values, 1000 do
+    redis.call(command, key, unpack(values, from, math.min(from + 999, #values)))
+  end
 end
 
 -- Go's zero time: when it was sent is not known

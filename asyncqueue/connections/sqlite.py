@@ -44,7 +44,7 @@ SHORTEST_POLL: Final = 0.002
 LONGEST_POLL: Final = 0.050
 
 # Each file of statements brings the tables from one version to the next, from 0: an empty file.
-_STEPS: Final = (Path(__file__).with_name("sqlite.sql"),)
+_STEPS: Final = tuple(Path(__file__).with_name(name) for name in ("sqlite_1_tasks.sql", "sqlite_2_groups.sql"))
 SCHEMA_VERSION: Final = len(_STEPS)
 
 _OLDEST = (3, 37, 0)  # STRICT tables

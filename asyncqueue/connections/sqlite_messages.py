@@ -1,4 +1,4 @@
-"""Messages in a SQLite file: which is shown next, and whose it is. ``sqlite.sql`` explains the columns.
+"""Messages in a SQLite file: which is shown next, and whose it is. ``sqlite_1_tasks.sql`` explains the columns.
 
 A showing is over when its message was given back or its lease ended and somebody fetched from the queue after that.
 Until then it is its taker's: a worker that was suspended past its lease, and whom nobody missed, goes on where it was.

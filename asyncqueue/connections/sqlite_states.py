@@ -10,13 +10,15 @@ from typing import Any
 
 from asyncqueue import rfc3339
 from asyncqueue.connections.sqlite import Connection, insert
+from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import decode_state, encode_state
 
 Row = tuple[Any, ...]
 Found = tuple[str, str, str | None, bytes]
 
-_FINAL = ", ".join(f"'{state}'" for state in State if state.is_final)
+FINAL = ", ".join(f"'{state}'" for state in State if state.is_final)
+"""The final states, for ``state IN (…)``."""
 
 _INSERT = """
     INSERT INTO task_state (task_uuid, state, task_name, created_at, expires_at, document) VALUES {}
@@ -33,17 +35,12 @@ _PUT = f"""{_INSERT}
             WHEN excluded.created_at IS NULL AND task_state.expires_at > ? THEN task_state.created_at
             ELSE excluded.created_at END
     WHERE task_state.expires_at <= ?
-        OR (task_state.state NOT IN ({_FINAL}) AND excluded.state <> '{State.PENDING}')
-"""
-_SWEEP = """
-    DELETE FROM task_state
-    WHERE id IN (SELECT id FROM task_state WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)
+        OR (task_state.state NOT IN ({FINAL}) AND excluded.state <> '{State.PENDING}')
 """
 _GET = """
     SELECT task_uuid, task_name, created_at, document FROM task_state
     WHERE task_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ?
 """
-_FORGET = "DELETE FROM task_state WHERE task_uuid IN (SELECT value FROM json_each(?))"
 
 
 def to_rows(states: Iterable[TaskState], keep: float, now: float) -> list[Row]:
@@ -57,7 +54,7 @@ def to_rows(states: Iterable[TaskState], keep: float, now: float) -> list[Row]:
             state.state.value,
             state.task_name,
             None if state.created_at == rfc3339.ZERO else str(state.created_at),
-            max(now, state.not_before or now) + keep,
+            kept_until(keep, now, state.not_before),
             encode_state(state),
         )
         for state in states
@@ -67,16 +64,14 @@ def to_rows(states: Iterable[TaskState], keep: float, now: float) -> list[Row]:
 def begin(connection: Connection, rows: Sequence[Row], now: float) -> None:
     """Write these, whatever was there."""
     insert(connection, _BEGIN, rows)
-    if rows:
-        sweep(connection, now, limit=2 * len(rows))
+    sweep_behind(connection, "task_state", len(rows), now)
 
 
 def put(connection: Connection, rows: Sequence[Row], now: float) -> None:
     """Write these where they may follow what is there; name and time of the send are kept where these do not say
     them."""
     insert(connection, _PUT, rows, now, now, now)
-    if rows:
-        sweep(connection, now, limit=2 * len(rows))
+    sweep_behind(connection, "task_state", len(rows), now)
 
 
 def get(connection: Connection, task_ids: str, now: float) -> list[Found]:
@@ -95,14 +90,3 @@ def state_of(found: Found) -> TaskState:
     if created_at is not None and state.created_at == rfc3339.ZERO:
         changes["created_at"] = int(created_at)
     return state.model_copy(update=changes) if changes else state
-
-
-def forget(connection: Connection, task_ids: str) -> None:
-    """Drop these (see ``as_table``)."""
-    connection.execute(_FORGET, (task_ids,))
-
-
-def sweep(connection: Connection, now: float, limit: int) -> None:
-    """Drop up to ``limit`` expired entries. Whoever writes does this for as many again, so nobody has to come for it
-    and no write takes long."""
-    connection.execute(_SWEEP, (now, limit))

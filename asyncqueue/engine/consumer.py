@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,23 @@ from asyncqueue.clock import Clock
 from asyncqueue.engine.events import Events, HookFailed, LeasesLost, LoopBlocked, StoreRefused
 from asyncqueue.engine.execution import Execution, Ran
 from asyncqueue.engine.leases import LeaseKeeper
-from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotYet, Rules, error_text, settled
+from asyncqueue.engine.messages import Rules, error_text
+from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotYet, settled
 from asyncqueue.engine.patience import Patience
-from asyncqueue.engine.settlement import Settlement
+from asyncqueue.engine.settlement import Settlement, WholeSettlement
 from asyncqueue.engine.settler import Settler
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ArgumentError, AsyncQueueError, BadMessage, Refused, Unavailable
+from asyncqueue.workflow import companion
 
 WAIT = 1.0
 """How long (seconds) one fetch waits for a message, and so how long a stop may take to be noticed by a fetch."""
+
+COMPANION_SLOTS = 100
+"""How many built-in tasks run at once: in slots of their own, since they run nobody's code and others wait for them."""
+
+MOST_YIELDED = 10_000
+"""The most running tasks that have given up their slot for a while; what yields beyond that keeps its own."""
 
 ISOLATE_FROM = 3
 """From this showing on a message runs alone: whatever killed its workers shall take nobody else along."""
@@ -60,7 +68,9 @@ class Consumer:
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
+        self._companions = tuple(each for each in map(companion, queues) if each not in queues)
         self._slots = slots
+        self._companion_slots = Slots(COMPANION_SLOTS)
         self._clock = clock
         self._events = events
         self._patience = patience
@@ -69,6 +79,7 @@ class Consumer:
         self._max_batch = min(broker.capabilities.max_batch, _MOST_AT_ONCE)
         self._execution: Execution | None = None
         self._running: dict[asyncio.Task[None], Delivery] = {}
+        self._slotless: set[asyncio.Task[Any]] = set()
         self._lost: set[Hashable] = set()
         self._threads: dict[Future[Any], str] = {}
         self._stubborn: tuple[str, ...] = ()
@@ -78,7 +89,7 @@ class Consumer:
         self._taken = 0
         self._leases = LeaseKeeper(broker, clock=clock, lost=self._on_lost, blocked=self._on_blocked)
         self._settler = Settler(
-            settlement,
+            WholeSettlement(settlement, backend, rules=rules, clock=clock),
             backend,
             events=events,
             patience=patience,
@@ -110,6 +121,21 @@ class Consumer:
         """Change how many tasks may run at once; what is stuck goes on counting as one of them."""
         self._slots.resize(total - len(self._threads))
 
+    @asynccontextmanager
+    async def yield_slot(self) -> AsyncIterator[None]:
+        """Let another task run in the place of the one that runs here; behind it, wait for a free slot."""
+        task = asyncio.current_task()
+        if task not in self._running or task in self._slotless or len(self._slotless) >= MOST_YIELDED:
+            yield  # it has none to give: another asyncio task than the one we started, or for the second time
+            return
+        self._slotless.add(task)
+        self._slots.give()
+        try:
+            yield
+        finally:
+            if await self._slots.take(1):  # none is handed out any more to a worker that stops: then it ends without
+                self._slotless.discard(task)
+
     async def run(self, execution: Execution) -> None:
         """Fetch and run until ``stop`` was called and everything that was fetched is settled or given back."""
         self._execution = execution
@@ -134,7 +160,7 @@ class Consumer:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as feeds:
-            for queue in self._queues:
+            for queue in (*self._queues, *self._companions):
                 feeds.create_task(self._feed(queue), name=f"asyncqueue-feed-{queue}")
         await self._all_ended()
         await self._settler.drained()
@@ -143,6 +169,7 @@ class Consumer:
         """Fetch no more; what runs goes on, what was not begun goes back."""
         self._stopping.set()
         self._slots.close()
+        self._companion_slots.close()
 
     def cancel_running(self) -> None:
         """Cancel what runs; it goes back to its queue."""
@@ -159,23 +186,24 @@ class Consumer:
 
     async def _feed(self, queue: str) -> None:
         poll = _FIRST_POLL
-        alone = len(self._queues) == 1
+        slots = self._slots_of(queue)
+        alone = slots is self._companion_slots or len(self._queues) == 1
         while not self._stopping.is_set():
             if not await self._allowed():
                 continue
             await self._settler.has_room()
-            taken = await self._slots.take(self._max_batch)
+            taken = await slots.take(self._max_batch)
             got = await self._fetch(queue, taken, WAIT if alone else 0.0)
             if not got and not alone:
-                self._slots.give(taken)
-                if self._slots.try_take(leaving=len(self._queues) - 1):
+                slots.give(taken)
+                if slots.try_take(leaving=len(self._queues) - 1):
                     taken, poll = 1, _FIRST_POLL
                     got = await self._fetch(queue, 1, WAIT)
                 else:
                     await self._pause(poll)
                     poll = min(_LAST_POLL, poll * 2)
                     continue
-            self._slots.give(taken - len(got))
+            slots.give(taken - len(got))
             if got:
                 poll = _FIRST_POLL
                 await self._begin(got)
@@ -222,7 +250,9 @@ class Consumer:
         if self._stopping.is_set():
             await self._give_back(got)
             return
-        dangerous = next((delivery for delivery in got if delivery.attempt >= ISOLATE_FROM), None)
+        dangerous = None
+        if self._slots_of(got[0].queue) is self._slots:
+            dangerous = next((delivery for delivery in got if delivery.attempt >= ISOLATE_FROM), None)
         if dangerous is None:
             for delivery in got:
                 self._start(delivery)
@@ -230,10 +260,11 @@ class Consumer:
         await self._give_back([delivery for delivery in got if delivery is not dangerous])
         await self._run_alone(dangerous)
 
-    def _start(self, delivery: Delivery) -> None:
+    def _start(self, delivery: Delivery) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(self._run(delivery))
         self._running[task] = delivery
         task.add_done_callback(self._ended)
+        return task
 
     async def _run_alone(self, delivery: Delivery) -> None:
         self._slots.give()  # its own slot: two who keep one and wait for the rest would wait for ever
@@ -242,8 +273,8 @@ class Consumer:
             self._slots.give(held - 1)
             await self._give_back([delivery])
             return
-        self._start(delivery)
-        await self._all_ended()
+        # not until all have ended: one that yielded its slot may be waiting for what comes after this one
+        await asyncio.wait({self._start(delivery)})
         self._slots.give(held - 1)  # its own was given when it ended
 
     async def _run(self, delivery: Delivery) -> None:
@@ -276,7 +307,10 @@ class Consumer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         delivery = self._running.pop(task)
-        self._slots.give()
+        if task in self._slotless:
+            self._slotless.discard(task)
+        else:
+            self._slots_of(delivery.queue).give()
         is_lost = delivery.receipt in self._lost
         self._lost.discard(delivery.receipt)
         if task.cancelled():  # before it began
@@ -305,7 +339,7 @@ class Consumer:
             await self._nack(deliveries)
         for delivery in deliveries:
             self._leases.release(delivery)
-        self._slots.give(len(deliveries))
+        self._slots_of(deliveries[0].queue).give(len(deliveries))
 
     async def _nack(self, deliveries: Sequence[Delivery]) -> None:
         """Given up only by a worker that stops: the lease of one that goes on may never end."""
@@ -338,7 +372,7 @@ class Consumer:
     async def _tend(self, broker: Tended) -> None:
         while True:
             try:
-                again = await broker.tend(self._queues)
+                again = await broker.tend((*self._queues, *self._companions))
             except Unavailable:
                 again = 1.0  # the fetches tell the world
             except Refused as exc:
@@ -361,7 +395,10 @@ class Consumer:
         return not self._running and self._settler.is_drained
 
     def _is_quiet(self) -> bool:
-        return self._is_calm() and len(self._idle_queues) == len(self._queues)
+        return self._is_calm() and len(self._idle_queues) == len(self._queues) + len(self._companions)
+
+    def _slots_of(self, queue: str) -> Slots:
+        return self._companion_slots if queue in self._companions else self._slots
 
 
 def slots_for(concurrency: int, prefetch: int) -> Slots:

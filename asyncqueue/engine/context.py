@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from typing import NoReturn
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
 
-from asyncqueue.errors import RetryTaskLater
+from asyncqueue.errors import ArgumentError, RetryTaskLater
 from asyncqueue.signature import Signature
+from asyncqueue.workflow import Node
 
 log = logging.getLogger("asyncqueue.task")
+
+
+class Replacement(BaseException):
+    """Raised by ``TaskContext.replace``: not an error, so that no ``except Exception`` of a task swallows it."""
+
+    def __init__(self, workflow: Node) -> None:
+        super().__init__("the task goes on as a workflow")
+        self.workflow = workflow
+
+
+class Facilities(Protocol):
+    """What a worker does for a running task."""
+
+    def yield_slot(self) -> AbstractAsyncContextManager[None]:
+        """Let another task run in the place of the one that asks."""
+
+    async def add_members(self, signature: Signature, members: Sequence[Node], first: int) -> None:
+        """Send more members of the task's own group; ``first`` is the number of the first of them."""
+
+
+@dataclass(slots=True)
+class _Added:
+    """How many members a task has added to its group: their UUIDs are numbered."""
+
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +53,8 @@ class TaskContext:
     queue: str
     attempt: int
     deliveries: int
+    facilities: Facilities | None = field(default=None, repr=False, compare=False)
+    _added: _Added = field(default_factory=_Added, repr=False, compare=False)
 
     @property
     def task_id(self) -> str:
@@ -45,6 +75,35 @@ class TaskContext:
     def retry_later(self, delay: float, message: str = "") -> NoReturn:
         """End this run; the task runs again after ``delay`` seconds. Does not use up its retries."""
         raise RetryTaskLater(delay, message)
+
+    def replace(self, workflow: Node) -> NoReturn:
+        """End this run; the task goes on as ``workflow``, whose result becomes its own.
+
+        What waits for this task (successors, its group, whoever asks for its result) waits for the workflow then.
+        Returning a signature or a workflow does the same.
+        """
+        raise Replacement(workflow)
+
+    def yield_slot(self) -> AbstractAsyncContextManager[None]:
+        """``async with ctx.yield_slot():`` lets another task run in the place of this one meanwhile.
+
+        For a task that awaits others: with it, parents never keep their children from running. Behind it, the task
+        waits for a free slot.
+        """
+        return self.facilities.yield_slot() if self.facilities is not None else nullcontext()
+
+    async def add_to_group(self, *members: Node) -> None:
+        """Send more members of this task's own group, whose callback (or whoever awaits it) then waits for them too.
+
+        A second run of the task adds nothing twice: what is added is known by its number within the task. Raises
+        ``ArgumentError`` where the task is no member of a group, and as a send does.
+        """
+        if not self.signature.group_uuid:
+            raise ArgumentError(f"task {self.task_name}: it is no member of a group, so none can be added to it")
+        if self.facilities is None:
+            raise ArgumentError(f"task {self.task_name}: members can be added only while a worker runs it")
+        first, self._added.count = self._added.count, self._added.count + len(members)
+        await self.facilities.add_members(self.signature, members, first)
 
 
 _current: ContextVar[TaskContext] = ContextVar("asyncqueue_task_context")

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from asyncqueue.brokers.base import Broker, Inspector, Message, Settled
+from asyncqueue.backends.base import Backend
+from asyncqueue.brokers.base import Broker, Inspector, Message, Settled, Unsettled
 from asyncqueue.clock import Clock
 from asyncqueue.engine.execution import Execution
-from asyncqueue.engine.outcome import Rules, settled
-from asyncqueue.engine.settlement import Settlement, Submission
-from asyncqueue.state import TaskState
+from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.outcome import Overdue, Succeeded, settled
+from asyncqueue.engine.settlement import Outgoing, Settlement, Submission, WholeSettlement
 
 
 class EagerSettlement:
@@ -20,14 +21,18 @@ class EagerSettlement:
     def __init__(self, inner: Settlement) -> None:
         self._inner = inner
 
-    async def settle(self, batch: Sequence[Settled]) -> None:
-        await self._inner.settle([replace(item, publish=_due(item.publish)) for item in batch])
+    async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
+        return await self._inner.settle([_at_once(item) for item in batch])
 
-    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
-        return self._inner.submission(states, _due(messages))
+    @property
+    def is_atomic(self) -> bool:
+        return self._inner.is_atomic
 
-    async def offer(self, state: TaskState, message: Message) -> bool:
-        return await self._inner.offer(state, replace(message, not_before=None))
+    def submission(self, work: Outgoing) -> Submission:
+        return self._inner.submission(replace(work, messages=_due(work.messages)))
+
+    async def offer(self, work: Outgoing) -> bool:
+        return await self._inner.offer(replace(work, messages=_due(work.messages)))
 
 
 class EagerRunner:
@@ -38,13 +43,14 @@ class EagerRunner:
         broker: Broker,
         execution: Execution,
         settlement: Settlement,
+        backend: Backend | None,
         *,
         clock: Clock,
         rules: Callable[[], Rules],
     ) -> None:
         self._broker = broker
         self._execution = execution
-        self._settlement = settlement
+        self._settlement = WholeSettlement(settlement, backend, rules=rules, clock=clock)
         self._clock = clock
         self._rules = rules
 
@@ -60,11 +66,18 @@ class EagerRunner:
             for delivery in await broker.fetch(queue, 1, 0.0):
                 # in an asyncio task of its own: the context of the task must not stay with the sender
                 ran = await asyncio.create_task(self._execution.run(delivery))
-                item = settled(delivery, ran.signature, ran.outcome, self._rules(), self._clock.now_ns())
+                # no time passes here, so no group's time is ever over
+                outcome = Succeeded(()) if isinstance(ran.outcome, Overdue) else ran.outcome
+                item = settled(delivery, ran.signature, outcome, self._rules(), self._clock.now_ns())
                 if item is not None:
                     await self._settlement.settle([item])
                 return True
         return False
+
+
+def _at_once(item: Settled) -> Settled:
+    end = item.end if item.end is None else replace(item.end, publish=_due(item.end.publish))
+    return replace(item, publish=_due(item.publish), end=end)
 
 
 def _due(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -9,27 +9,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from asyncqueue import wire
+from asyncqueue import wire, workflow
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Delivery
 from asyncqueue.clock import NANOSECONDS, Clock
-from asyncqueue.engine.context import TaskContext, enter
+from asyncqueue.compiling import continued
+from asyncqueue.engine.context import Facilities, Replacement, TaskContext, enter
 from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarted, TaskStuck, TaskSucceeded, TaskUnknown
+from asyncqueue.engine.messages import MAX_ERROR_TEXT, Rules, error_text
 from asyncqueue.engine.middleware import Middleware, wrapped
 from asyncqueue.engine.naming import name_problem, usable_task_id
 from asyncqueue.engine.outcome import (
-    CHECK_HEADER,
-    MAX_ERROR_TEXT,
     Exhausted,
     Failed,
     NotMine,
     NotYet,
     Outcome,
+    Overdue,
+    Replaced,
     Retry,
-    Rules,
     Succeeded,
     Unreadable,
-    attempt_of,
     judge,
     known_end,
 )
@@ -37,8 +37,9 @@ from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
 from asyncqueue.errors import ArgumentError, BadMessage
 from asyncqueue.models import made
-from asyncqueue.signature import Signature
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan, Signature, header
+from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.workflow import BUILT_IN, CHECK_HEADER, FAILED_HEADER, PLAN_HEADER, Node, Workflow, attempt_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Execution:
         middlewares: Sequence[Middleware] = (),
         started: Callable[[Delivery, Signature, int], None] = lambda delivery, signature, attempt: None,
         left_running: Callable[[Future[Any], str], None] = lambda thread, task_id: None,
+        facilities: Facilities | None = None,
     ) -> None:
         self._registry = registry
         self._backend = backend
@@ -81,6 +83,7 @@ class Execution:
         self._middlewares = tuple(middlewares)
         self._started = started
         self._left_running = left_running
+        self._facilities = facilities
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
@@ -99,11 +102,13 @@ class Execution:
             early = (signature.eta - self._clock.now_ns()) / NANOSECONDS
             if early > 0:
                 return Ran(delivery, signature, NotYet(early))
+        headers = signature.headers
+        if signature.name in BUILT_IN or (headers and FAILED_HEADER in headers):
+            return Ran(delivery, *await self._built_in(signature))
         registered = self._registry.find(signature.name)
         if registered is None:
             self._tell_unknown(signature.name, delivery.queue)
             return Ran(delivery, signature, NotMine())
-        headers = signature.headers
         attempt = attempt_of(signature)
         if delivery.attempt > 1 or (headers and CHECK_HEADER in headers):
             state = await self._state_of(signature)
@@ -117,7 +122,7 @@ class Execution:
             self._events.emit(TaskFailed(signature.uuid, signature.name, delivery.queue, error))
             return Ran(delivery, signature, Failed(error))
         self._started(delivery, signature, attempt)
-        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt)
+        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._facilities)
         return await self._call(delivery, registered, bound, context)
 
     async def _call(self, delivery: Delivery, registered: Registered, bound: Bound, context: TaskContext) -> Ran:
@@ -136,7 +141,13 @@ class Execution:
                 value = await registered.function(*args, **kwargs)
             else:
                 value = await self._wrapped(registered, args, kwargs, context, threads)
-            outcome: Outcome = Succeeded(registered.results_of(value))
+            outcome: Outcome = (
+                await self._replaced(context, value)
+                if isinstance(value, Signature | Workflow)
+                else Succeeded(registered.results_of(value))
+            )
+        except Replacement as exc:
+            outcome = await self._replaced(context, exc.workflow)
         except asyncio.CancelledError as exc:
             if _is_cancelled():
                 raise
@@ -155,6 +166,52 @@ class Execution:
             for thread in threads:
                 self._tell_stuck(thread, signature)
         return Ran(delivery, signature, outcome)
+
+    async def _built_in(self, signature: Signature) -> tuple[Signature, Outcome]:
+        """A task of our own, or word that a task will never run; with the successors that its plan names."""
+        failed = header(signature, FAILED_HEADER)
+        plan_id = header(signature, PLAN_HEADER)
+        if plan_id is not None:
+            plan = await self._plan(plan_id)
+            if plan is None:
+                failed = failed or f"the plan of what follows it ({plan_id}) is gone: it has expired or was dropped"
+            else:
+                signature = signature.with_changes(on_success=plan.signatures)
+        if failed is not None:
+            return signature, Failed(failed[:MAX_ERROR_TEXT])
+        match signature.name:
+            case workflow.PASS:
+                args = signature.args or ()
+                return signature, Succeeded(tuple(TaskResult(type=each.type, value=each.value) for each in args))
+            case workflow.DEADLINE if signature.args and signature.chord_callback is not None:
+                group_id = str(signature.args[0].value)
+                error = f"group {group_id} was not complete within {header(signature, workflow.COUNTDOWN_HEADER)} s"
+                return signature, Overdue(group_id, signature.chord_callback, error)
+            case _:
+                return signature, Succeeded(())
+
+    async def _plan(self, plan_id: str) -> Plan | None:
+        backend = self._backend
+        if backend is None:
+            return None
+        try:
+            (plan,) = await self._patience.insist("look up a plan", lambda: backend.get_plans([plan_id]))
+        except BadMessage:
+            return None
+        return plan
+
+    async def _replaced(self, context: TaskContext, node: Node) -> Outcome:
+        """What the run means whose task goes on as a workflow."""
+        signature, backend = context.signature, self._backend
+        try:
+            going_on = continued(
+                signature, node, default_queue=context.queue, limits=self._rules().limits, attempt=context.attempt
+            )
+        except ArgumentError as exc:
+            return Failed(error_text(exc))
+        if going_on.plans and backend is not None:
+            await self._patience.insist("write plans", lambda: backend.put_plans(going_on.plans))
+        return Replaced(going_on.entries)
 
     async def _wrapped(
         self,
@@ -251,11 +308,15 @@ def _misnamed(delivery: Delivery, signature: Signature, problem: str) -> Ran:
     """Buried; who waits for the task is told all the same, by way of those names that can be used."""
     if not usable_task_id(signature.uuid, delivery.queue):
         return Ran(delivery, None, Unreadable("invalid_name", problem))
-    harmless = signature.with_changes(
-        on_success=None, chord_callback=None, routing_key=delivery.queue, name=delivery.queue
-    )
-    on_error = None if name_problem(harmless, delivery.queue) else signature.on_error
-    return Ran(delivery, signature.with_changes(on_error=on_error), Unreadable("invalid_name", problem, signature.uuid))
+    own = signature.with_changes(on_success=None, on_error=None, chord_callback=None, routing_key=delivery.queue)
+    own = own.with_changes(name=delivery.queue)
+    usable = {
+        part: getattr(signature, part)
+        for part in ("on_error", "chord_callback")
+        if name_problem(own.with_changes(**{part: getattr(signature, part)}), delivery.queue) is None
+    }
+    told = signature.with_changes(**{"on_success": None, "on_error": None, "chord_callback": None, **usable})
+    return Ran(delivery, told, Unreadable("invalid_name", problem, signature.uuid))
 
 
 def _portably(function: Callable[[], Any]) -> Any:

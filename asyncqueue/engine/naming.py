@@ -37,6 +37,7 @@ def _problems_inside(signature: Signature, above: tuple[str, ...]) -> Iterator[s
             (_uuid_problem(each.uuid, (*above, each.routing_key)) if each.uuid else None)
             or names.task_name_problem(each.name)
             or _routing_problem(each)
+            or (names.group_id_problem(each.group_uuid) if each.group_uuid else None)
         )
         if problem:
             yield f"callback {each.name[:64]!r}: {problem}"

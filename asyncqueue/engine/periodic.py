@@ -1,8 +1,8 @@
 """Periodic tasks: each occurrence is sent once, however many processes keep the schedule.
 
-What is sent is a signature for this occurrence: its UUID derives from the schedule's name and the moment at which it
-is due, so that two senders send one and the same task, and the stores know the second copy. Who sends it is agreed on
-in the lock: claim, send, finish. A turn whose owner died in between is claimed anew by whoever sees that.
+What is sent is a copy for this occurrence: its UUIDs derive from the schedule's name and the moment at which it is
+due, so that two senders send one and the same task or workflow, and the stores know the second copy. Who sends it is
+agreed on in the lock: claim, send, finish. A turn whose owner died in between is claimed anew by whoever sees that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from secrets import token_hex
 from typing import Literal, assert_never
@@ -19,14 +19,15 @@ from uuid import NAMESPACE_OID, uuid5
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.clock import NANOSECONDS, Clock
+from asyncqueue.compiling import NewId
 from asyncqueue.engine.events import Events, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
-from asyncqueue.engine.outcome import CHECK_HEADER
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.errors import AsyncQueueError, ConfigError
 from asyncqueue.locks.base import Claim, Turn, TurnLock
 from asyncqueue.schedule import Schedule
 from asyncqueue.signature import Signature
+from asyncqueue.workflow import CHECK_HEADER, Compiled, Join, Node, Parallel, Series, with_header
 
 Missed = Literal["skip", "last", "all"]
 """What becomes of occurrences that came due while no process kept the schedule: none, the latest or all are sent."""
@@ -42,18 +43,32 @@ LATE = 10.0
 
 _LONGEST_SLEEP = 60.0  # wall clocks are set, and machines are suspended
 _AFTER_ERROR = 1.0
+_PARTS_SHOWN = 3
+
+
+Compile = Callable[[Node, NewId], Compiled]
+"""Makes of a task or a workflow what is sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """A registered schedule and the signature that each of its occurrences sends a fresh copy of."""
+    """A registered schedule, and the task or workflow that each of its occurrences sends a fresh copy of.
+
+    ``concurrency`` is how many messages of an occurrence are handed to the broker at once; 0: all of them.
+    """
 
     name: str
     spec: str
     schedule: Schedule
-    signature: Signature
+    work: Node
     missed: Missed = "skip"
     overlap: Overlap = "allow"
+    concurrency: int = 0
+
+    @property
+    def title(self) -> str:
+        """What it sends, for people."""
+        return _title(self.work)
 
     def lock_key(self, program: str) -> str:
         """The name of its lock: Machinery's, for a program of that name."""
@@ -61,13 +76,14 @@ class PeriodicTask:
 
     def task_id(self, program: str, due_at: int) -> str:
         """The UUID of the task of the occurrence that is due then: the same whoever asks."""
-        return f"task_{uuid5(NAMESPACE_OID, f'{program} {self.name} {due_at}')}"
+        return f"task_{self._new_id(program, due_at, '')}"
 
-    def occurrence(self, program: str, due_at: int) -> Signature:
-        """The signature for this occurrence: due now, with UUIDs of its own all the way down."""
-        anew = _anew(self.signature)
-        headers = {**(anew.headers or {}), CHECK_HEADER: "1"}  # where a store cannot know a second copy, a worker does
-        return anew.with_changes(uuid=self.task_id(program, due_at), headers=headers)
+    def occurrence(self, program: str, due_at: int, compile: Compile) -> Compiled:
+        """What is sent for this occurrence: due now, with UUIDs of its own all the way down. Raises as ``compile``
+        does."""
+        work = compile(_anew(self.work), lambda path: self._new_id(program, due_at, path))
+        # where a store cannot know a second copy, a worker does
+        return replace(work, entries=tuple(with_header(each, CHECK_HEADER, "1") for each in work.entries))
 
     def next_times(self, after: float, count: int) -> list[int]:
         """The next moments (unix seconds) at which it is due."""
@@ -77,6 +93,10 @@ class PeriodicTask:
             times.append(at)
             at = self.schedule.next_after(at)
         return times
+
+    def _new_id(self, program: str, due_at: int, path: str) -> str:
+        seed = f"{program} {self.name} {due_at}"
+        return str(uuid5(NAMESPACE_OID, f"{seed}/{path}" if path else seed))
 
 
 class Timetable:
@@ -129,6 +149,7 @@ class Office:
     clock: Clock
     events: Events
     patience: Patience
+    compile: Compile
     program: str
     owner: str
 
@@ -300,28 +321,35 @@ class Rota:
             if await self._runs_still(due_at):
                 office.events.emit(OccurrenceSkipped(name, due_at))
                 return False
-            signature = self._task.occurrence(office.program, due_at)
-            token = f"{due_at:x}/{signature.uuid}"
-            is_new = await office.patience.insist(self._doing, lambda: office.publisher.offer(signature, token))
-        except Exception as exc:  # of this signature, or of the user's own hooks: trying again would not help
+            work = self._occurrence(due_at)
+            token = f"{due_at:x}/{work.entries[0].uuid}"
+            is_new = await office.patience.insist(
+                self._doing, lambda: office.publisher.offer_workflow(work, token, self._task.concurrency)
+            )
+        except Exception as exc:  # of this task or workflow, or of the user's own hooks: trying again would not help
             office.events.emit(OccurrenceFailed(name, due_at, f"{type(exc).__name__}: {exc}"))
             return False
         if is_new:
-            office.events.emit(OccurrenceSent(name, due_at, signature.uuid))
+            office.events.emit(OccurrenceSent(name, due_at, work.outline.id))
         return True
 
     async def _runs_still(self, due_at: int) -> bool:
-        """Whether the task of the occurrence before this one stands in its way."""
+        """Whether what the occurrence before this one sent stands in its way."""
         office, backend = self._office, self._office.backend
         if self._task.overlap == "allow" or backend is None:
             return False
         last = await office.patience.insist(self._doing, lambda: office.lock.last_turn(self._key))
         if last is None or last.sent_at is None:
             return False
-        ids = [self._task.task_id(office.program, at) for at in (due_at, last.sent_at)]
-        own, before = await office.patience.insist(self._doing, lambda: backend.get(ids))
+        own, before = (self._occurrence(at).outline.deciding() for at in (due_at, last.sent_at))
+        states = await office.patience.insist(self._doing, lambda: backend.get([*own, *before]))
         # one that was sent by an owner who died before he could say so does not stand in its own way
-        return own is None and before is not None and not before.is_completed
+        return all(state is None for state in states[: len(own)]) and any(
+            state is not None and not state.is_completed for state in states[len(own) :]
+        )
+
+    def _occurrence(self, due_at: int) -> Compiled:
+        return self._task.occurrence(self._office.program, due_at, self._office.compile)
 
     def _wait(self) -> float:
         now = self._now()
@@ -337,8 +365,26 @@ class Rota:
         return self._office.clock.now_ns() / NANOSECONDS
 
 
-def _anew(signature: Signature) -> Signature:
-    """A copy whose UUIDs and times are still to be given, and those of its callbacks too."""
+def _anew(work: Node) -> Node:
+    """A copy whose UUIDs and times are still to be given, and those of what follows its tasks too."""
+    match work:
+        case Signature():
+            return _task_anew(work)
+        case Series(links):
+            return Series(tuple(map(_anew, links)))
+        case Parallel():
+            return _group_anew(work)
+        case Join(members, callback):
+            return replace(work, members=_group_anew(members), callback=_anew(callback))
+        case _:
+            return work  # it cannot be compiled either
+
+
+def _group_anew(group: Parallel) -> Parallel:
+    return Parallel(tuple(map(_anew, group.members)))
+
+
+def _task_anew(signature: Signature) -> Signature:
     return signature.with_changes(
         uuid="",
         eta=None,
@@ -348,4 +394,24 @@ def _anew(signature: Signature) -> Signature:
 
 
 def _all_anew(signatures: tuple[Signature, ...] | None) -> tuple[Signature, ...] | None:
-    return None if signatures is None else tuple(_anew(each) for each in signatures)
+    return None if signatures is None else tuple(map(_task_anew, signatures))
+
+
+def _title(work: Node) -> str:
+    match work:
+        case Signature(name=name):
+            return name
+        case Series(links):
+            return f"chain({_titles(links)})"
+        case Parallel(members):
+            return f"group({_titles(members)})"
+        case Join(members, callback):
+            return f"chord({_title(members)}, {_title(callback)})"
+        case _:
+            return type(work).__name__.lower()
+
+
+def _titles(parts: Sequence[Node]) -> str:
+    shown = [_title(part) for part in parts[:_PARTS_SHOWN]]
+    left = len(parts) - len(shown)
+    return ", ".join([*shown, f"{left} more"] if left else shown)

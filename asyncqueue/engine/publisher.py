@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
+from asyncqueue.engine.messages import Rules, callback_id, message, pending, timed, with_headers
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
-from asyncqueue.engine.outcome import Rules, callback_id, message, pending
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Registry
-from asyncqueue.engine.settlement import Settlement
+from asyncqueue.engine.settlement import Outgoing, Settlement, parts
 from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
+from asyncqueue.models import changed
 from asyncqueue.signature import Signature, new_task_id
 from asyncqueue.state import TaskState
+from asyncqueue.workflow import Compiled, groups_in, members_in, tasks_in
 
 
 @dataclass(slots=True)
-class Outgoing:
+class _Prepared:
     """One checked signature with the state and the message that go out for it. ``is_sent``: the broker has it."""
 
     signature: Signature
@@ -53,7 +56,7 @@ class Publisher:
         self._timeout = timeout
         self._address = address
         self._hooks = hooks
-        self._batcher: Batcher[Outgoing] = Batcher(self._flush, max_batch)
+        self._batcher: Batcher[_Prepared] = Batcher(self._flush, max_batch)
 
     async def send(self, signatures: Sequence[Signature]) -> Sequence[Signature]:
         """Send these; returns them as they were sent, with their UUIDs and queues.
@@ -67,7 +70,7 @@ class Publisher:
             if outgoing:
                 await self._batcher.add(outgoing)
         except Unavailable as exc:
-            raise self._unknown([each for each in outgoing if not each.is_sent], exc) from exc
+            raise self._unknown([each.signature.uuid for each in outgoing if not each.is_sent], exc) from exc
         return [each.signature for each in outgoing]
 
     async def offer(self, signature: Signature, token: str) -> bool:
@@ -77,8 +80,56 @@ class Publisher:
         ``Unavailable`` for ``PublishUnknown``: offering again is safe.
         """
         hooked = await self._hooked(signature)
-        outgoing = self._prepared(hooked.with_changes(uuid=signature.uuid))
-        return await self._settlement.offer(outgoing.state, replace(outgoing.message, token=token))
+        prepared = self._prepared(hooked.with_changes(uuid=signature.uuid))
+        return await self._settlement.offer(Outgoing([prepared.state], [replace(prepared.message, token=token)]))
+
+    async def send_workflow(self, workflow: Compiled, concurrency: int = 0) -> None:
+        """Send a workflow: its groups, its plans and the PENDING states of all its tasks are written before the first
+        message is published.
+
+        ``concurrency`` is how many messages are handed to the broker at once; 0: all of them, and where broker and
+        backend are one store, everything in one step. Raises as ``send`` does.
+        """
+        work = await self._outgoing(workflow)
+        at_once = concurrency or max(1, len(work.messages))
+        sent = 0
+        try:
+            if len(work.messages) > at_once:
+                await self._insist(replace(work, messages=()))
+                for some in parts(work.messages, at_once):
+                    await self._insist(Outgoing(messages=some))
+                    sent += len(some)
+            else:
+                await self._insist(work)
+        except Unavailable as exc:
+            raise self._unknown([each.uuid for each in workflow.entries[sent:]], exc) from exc
+
+    async def offer_workflow(self, workflow: Compiled, token: str, concurrency: int = 0) -> bool:
+        """``offer`` for a workflow whose UUIDs all its senders know, ``concurrency`` messages at once (0: all)."""
+        work = await self._outgoing(workflow)
+        named = [replace(each, token=f"{token}/{place}") for place, each in enumerate(work.messages)]
+        at_once = concurrency or max(1, len(named))
+        is_new = await self._settlement.offer(replace(work, messages=named[:at_once]))
+        for some in parts(named[at_once:], at_once):
+            # whoever sent the first ones may have died here; the stores, or their receivers, know a second copy
+            await self._settlement.submission(Outgoing(messages=some))()
+        return is_new
+
+    async def add_members(self, backend: Backend, group_id: str, workflow: Compiled) -> bool:
+        """Send more members of a group, which its entry counts from then on; False where the group is over. Safe to
+        repeat where their UUIDs are the same."""
+        # of two copies of an entry, the second one looks whether the first one has run
+        checked = replace(workflow, entries=tuple(with_headers(each, aq_check="1") for each in workflow.entries))
+        whole = await self._outgoing(checked)
+        added = members_in(group_id, workflow.entries, workflow.plans)
+        if not await self._patience.insist("add members", lambda: backend.add_members(group_id, added)):
+            return False
+        groups = [group for group in whole.groups if group.group_uuid != group_id]
+        states = {state.task_uuid: state for state in whole.states}
+        for entry, ready in zip(workflow.entries, whole.messages, strict=True):
+            own = [states[task.uuid] for task in tasks_in([entry], workflow.plans)]
+            await self._offer(Outgoing(own, [ready], groups, whole.plans))
+        return True
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -89,7 +140,7 @@ class Publisher:
             signature = await finished(hook(signature)) or signature
         return signature
 
-    def _prepared(self, signature: Signature) -> Outgoing:
+    def _prepared(self, signature: Signature) -> _Prepared:
         rules = self._rules()
         now = self._clock.now_ns()
         filled = _filled(signature, rules.default_queue)
@@ -110,17 +161,43 @@ class Publisher:
                 f"task {filled.name} for queue {ready.queue!r}: its message is {len(ready.body)} bytes, "
                 f"the limit is {rules.limits.max_bytes}"
             )
-        return Outgoing(filled, pending(filled, now), ready)
+        return _Prepared(filled, pending(filled, now), ready)
 
-    async def _flush(self, outgoing: Sequence[Outgoing]) -> None:
-        submission = self._settlement.submission([each.state for each in outgoing], [each.message for each in outgoing])
+    async def _outgoing(self, workflow: Compiled) -> Outgoing:
+        now = self._clock.now_ns()
+        prepared: list[_Prepared] = []
+        for entry in workflow.entries:
+            hooked = await self._hooked(timed(entry, now))
+            prepared.append(self._prepared(hooked.with_changes(uuid=entry.uuid)))
+        starts = [each.state.not_before for each in prepared if each.state.not_before is not None]
+        begins = max(starts, default=None)
+        tasks = tasks_in(workflow.entries, workflow.plans)
+        groups = groups_in(workflow.entries, workflow.plans)
+        return Outgoing(
+            # the entries first: whoever offers looks at the first one
+            states=[pending(each, now).model_copy(update={"not_before": begins}) for each in tasks],
+            messages=[each.message for each in prepared],
+            groups=[changed(each, {"created_at": now, "not_before": begins}) for each in groups],
+            plans=[replace(each, not_before=begins) for each in workflow.plans],
+        )
+
+    async def _insist(self, work: Outgoing) -> None:
+        submission = self._settlement.submission(work)
         await self._patience.insist(f"publish to {self._address}", submission, budget=self._timeout())
+
+    async def _offer(self, work: Outgoing) -> None:
+        settlement, doing = self._settlement, f"publish to {self._address}"
+        await self._patience.insist(doing, lambda: settlement.offer(work), budget=self._timeout())
+
+    async def _flush(self, outgoing: Sequence[_Prepared]) -> None:
+        work = Outgoing([each.state for each in outgoing], [each.message for each in outgoing])
+        await self._insist(work)
         for each in outgoing:
             each.is_sent = True
 
-    def _unknown(self, outgoing: Sequence[Outgoing], error: Unavailable) -> PublishUnknown:
+    def _unknown(self, task_ids: Sequence[str], error: Unavailable) -> PublishUnknown:
         """The error for a caller whose messages left together with those of others: it speaks of the caller's own."""
-        ids = tuple(each.signature.uuid for each in outgoing)
+        ids = tuple(task_ids)
         shown = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({ids[0]}, …)"
         return PublishUnknown(f"cannot say whether {shown} reached {self._address}: {error}", ids)
 

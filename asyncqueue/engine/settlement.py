@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, assert_never
 
-from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Ack, Broker, Bury, Delivery, JointStore, Message, Nack, Settled
-from asyncqueue.state import State, TaskState
+from asyncqueue.backends.base import Backend, GroupClaim, Progress
+from asyncqueue.brokers.base import (
+    Ack,
+    Broker,
+    Bury,
+    Delivery,
+    GroupEnd,
+    JointStore,
+    Message,
+    Nack,
+    Settled,
+    Unsettled,
+)
+from asyncqueue.clock import Clock
+from asyncqueue.engine.following import group_completed, group_failed
+from asyncqueue.engine.messages import Rules
+from asyncqueue.signature import Plan, Signature
+from asyncqueue.state import GroupMeta, State, TaskState
+from asyncqueue.wire import decode_signature
 
 T = TypeVar("T")
+
+CLAIM_TTL = 30.0
+"""How long (seconds) the owner of a group's end has for sending before another may."""
+
+BUSY_PAUSE = 0.003
+"""How long (seconds) to wait for another program that is about to trigger a group."""
+
+MEMBERS_AT_ONCE = 1_000
+"""The most states of a group that are read in one call."""
 
 Submission = Callable[[], Awaitable[None]]
 """A step that records PENDING, then publishes. Raises ``Unavailable``: then the same step may be asked for again. It
 begins no state anew that it has begun: the task may have ended in the meantime."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What is written and published together for one send: groups, plans and PENDING states before the messages."""
+
+    states: Sequence[TaskState] = ()
+    messages: Sequence[Message] = ()
+    groups: Sequence[GroupMeta] = ()
+    plans: Sequence[Plan] = ()
+
+
 class Settlement(Protocol):
     """Makes a batch of ``Settled`` true in the stores. Safe to repeat after any error."""
 
-    async def settle(self, batch: Sequence[Settled]) -> None:
-        """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
-        asked for again."""
+    async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
+        """Returns when all of it is done but for the items that it returns: see ``JointStore.settle``. Raises
+        ``Unavailable``: then some of it may be done, and all of it may be asked for again."""
 
-    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
-        """The step that sends these."""
+    @property
+    def is_atomic(self) -> bool:
+        """Whether a task that has a state was sent: both come in one step."""
 
-    async def offer(self, state: TaskState, message: Message) -> bool:
-        """Send this task unless it was sent before, by whomever; whether it was sent now. ``state`` is its PENDING.
+    def submission(self, work: Outgoing) -> Submission:
+        """The step that sends this."""
 
-        For senders that all have the same message with the same token. Safe to repeat. Raises ``Unavailable``.
+    async def offer(self, work: Outgoing) -> bool:
+        """Send this unless it was sent before, by whomever; whether it was sent now. Its first state tells.
+
+        For senders that all have the same messages with the same tokens. Safe to repeat. Raises ``Unavailable``.
         """
 
 
 class OrderedSettlement:
-    """For any broker and any backend: record, then callbacks, then ack. One batched call each.
+    """For any broker and any backend: record, then count, then callbacks, then ack. One batched call each.
 
     The worker may die between any two of them: the message is not acked, comes back, its state is looked up, the
     function is not run again, and the same callbacks (their UUIDs are fixed) are sent again; their receivers look
-    their own state up before they run.
+    their own state up before they run. What follows a group is claimed, sent and marked as sent, in this order; a
+    claim whose owner died is claimed anew.
     """
 
     def __init__(self, broker: Broker, backend: Backend | None) -> None:
@@ -46,39 +88,88 @@ class OrderedSettlement:
         self._backend = backend
         self._max_batch = broker.capabilities.max_batch
 
-    async def settle(self, batch: Sequence[Settled]) -> None:
-        await self._record(batch)
-        await self._publish([message for item in batch for message in item.publish])
-        await self._let_go(batch)
+    async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
+        unsettled: Sequence[Unsettled] = ()
+        if self._backend is not None:
+            await self._record(self._backend, batch)
+            unsettled = await self._group_matters(self._backend, batch)
+        ready = batch
+        if unsettled:
+            held = {id(each.item) for each in unsettled}
+            ready = [item for item in batch if id(item) not in held]
+        await self._publish([message for item in ready for message in item.publish])
+        await self._let_go(ready)
+        return unsettled
 
-    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
+    @property
+    def is_atomic(self) -> bool:
+        return False
+
+    def submission(self, work: Outgoing) -> Submission:
         backend = self._backend
-        is_begun = backend is None or not states
+        is_begun = backend is None
 
         async def submit() -> None:
             nonlocal is_begun
             if backend is not None and not is_begun:
-                await backend.begin(states)
+                await _prepare(backend, work)
+                if work.states:
+                    await backend.begin(work.states)
                 is_begun = True
-            await self._publish(messages)
+            await self._publish(work.messages)
 
         return submit
 
-    async def offer(self, state: TaskState, message: Message) -> bool:
+    async def offer(self, work: Outgoing) -> bool:
         if self._backend is not None:
-            (known,) = await self._backend.get([state.task_uuid])
+            (known,) = await self._backend.get([work.states[0].task_uuid])
             if known is not None and known.state is not State.PENDING:
                 return False
-            await self._backend.put([state])  # unlike begin, it takes back nothing that came in between
-        await self._broker.publish([message])
+            await _prepare(self._backend, work)
+            await self._backend.put(work.states)  # unlike begin, it takes back nothing that came in between
+        await self._publish(work.messages)
         return True
 
-    async def _record(self, batch: Sequence[Settled]) -> None:
-        if self._backend is None:
-            return
-        states = [state for item in batch for state in (item.state, *item.pending) if state is not None]
+    async def _record(self, backend: Backend, batch: Sequence[Settled]) -> None:
+        states = [state for item in batch for state in (item.state, *item.ended, *item.pending) if state is not None]
         if states:
-            await self._backend.put(states)
+            await backend.put(states)
+        groups = [group for item in batch for group in item.opens]
+        if groups:
+            await backend.open_groups(groups)
+        families: dict[float | None, list[Sequence[str]]] = {}
+        for item in batch:
+            if item.alive:
+                families.setdefault(item.state.not_before if item.state is not None else None, []).append(item.alive)
+        for not_before, some in families.items():
+            await backend.touch(some, not_before)
+
+    async def _group_matters(self, backend: Backend, batch: Sequence[Settled]) -> Sequence[Unsettled]:
+        """Count members and end groups; returns the items that this leaves to be settled again."""
+        unsettled: list[Unsettled] = []
+        members = [(item, item.member) for item in batch if item.member is not None]
+        if members:
+            counted = await backend.finish_members([member for _, member in members])
+            unsettled += [
+                Unsettled(item, progress)
+                for (item, _), progress in zip(members, counted, strict=True)
+                if progress in (Progress.COMPLETE, Progress.LOST)
+            ]
+        for item in batch:
+            if item.end is not None and not await self._ended(backend, item, item.end):
+                unsettled.append(Unsettled(item, Progress.BUSY))
+        return unsettled
+
+    async def _ended(self, backend: Backend, item: Settled, end: GroupEnd) -> bool:
+        """End a group if that is ours to do; False: ask again."""
+        owner = item.state.task_uuid if item.state is not None else str(item.delivery.receipt)
+        claim = await backend.claim_group(end.group_id, owner, CLAIM_TTL)
+        if claim is GroupClaim.MINE:
+            await backend.put((*end.ended, *end.pending))
+            await self._publish(end.publish)
+            await backend.mark_group_sent(end.group_id)
+        # TAKEN: its owner holds its own message until it has sent; if it dies, that message comes back and sends
+        return claim is not GroupClaim.BUSY
 
     async def _publish(self, messages: Sequence[Message]) -> None:
         await in_parts(messages, self._max_batch, self._broker.publish)
@@ -111,31 +202,92 @@ class AtomicSettlement:
     nothing, and callbacks and retries are sent exactly once.
     """
 
-    def __init__(self, store: JointStore, backend: Backend, max_batch: int) -> None:
+    def __init__(self, broker: Broker, store: JointStore, backend: Backend) -> None:
+        self._broker = broker
         self._store = store
         self._backend = backend
-        self._max_batch = max_batch
+        self._max_batch = broker.capabilities.max_batch
 
-    async def settle(self, batch: Sequence[Settled]) -> None:
-        await in_parts(batch, self._max_batch, lambda part: self._store.settle(part, self._backend.results_expire_in))
+    async def settle(self, batch: Sequence[Settled]) -> Sequence[Unsettled]:
+        unsettled: list[Unsettled] = []
+        for part in parts(batch, self._max_batch):
+            unsettled += await self._store.settle(part, self._backend.results_expire_in)
+        return unsettled
 
-    def submission(self, states: Sequence[TaskState], messages: Sequence[Message]) -> Submission:
-        return lambda: self._store.submit(states, messages, self._backend.results_expire_in)
+    @property
+    def is_atomic(self) -> bool:
+        return True
 
-    async def offer(self, state: TaskState, message: Message) -> bool:
-        (known,) = await self._backend.get([state.task_uuid])
+    def submission(self, work: Outgoing) -> Submission:
+        return lambda: self._submit(work)
+
+    async def offer(self, work: Outgoing) -> bool:
+        (known,) = await self._backend.get([work.states[0].task_uuid])
         if known is not None:
             return False
-        # whoever was faster since that look used the same token, so this changes nothing
-        await self._store.submit([state], [message], self._backend.results_expire_in)
+        # whoever was faster since that look used the same tokens, so this changes nothing
+        await self._submit(work)
         return True
+
+    async def _submit(self, work: Outgoing) -> None:
+        if not (work.states or work.groups or work.plans):  # what was submitted before: the tokens tell a second copy
+            await in_parts(work.messages, self._max_batch, self._broker.publish)
+            return
+        keep = self._backend.results_expire_in
+        await self._store.submit(work.states, work.messages, keep, groups=work.groups, plans=work.plans)
+
+
+class WholeSettlement:
+    """Brings every item to its end: one that closes its group is settled again, with what follows the group."""
+
+    def __init__(self, inner: Settlement, backend: Backend | None, *, rules: Callable[[], Rules], clock: Clock) -> None:
+        self._inner = inner
+        self._backend = backend
+        self._rules = rules
+        self._clock = clock
+
+    async def settle(self, batch: Sequence[Settled]) -> None:
+        """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
+        asked for again."""
+        unsettled = await self._inner.settle(batch)
+        while unsettled:
+            if any(each.progress is Progress.BUSY for each in unsettled):
+                await asyncio.sleep(BUSY_PAUSE)
+            unsettled = await self._inner.settle([await self._with_end(each) for each in unsettled])
+
+    async def _with_end(self, unsettled: Unsettled) -> Settled:
+        item = unsettled.item
+        if unsettled.progress is Progress.BUSY or item.member is None or self._backend is None:
+            return item
+        # who closes a group is one of many, so reading its message again costs the others nothing
+        callback = decode_signature(item.delivery.body, self._rules().limits).chord_callback
+        assert callback is not None, "it has a member"
+        return replace(item, member=None, end=await self._end_of(self._backend, item.member.group_id, callback))
+
+    async def _end_of(self, backend: Backend, group_id: str, callback: Signature) -> GroupEnd:
+        rules = self._rules()
+        (group,) = await backend.get_groups([group_id])
+        if group is None:
+            error = f"the entry of group {group_id} is gone: it has expired or was dropped"
+            return group_failed(group_id, callback, error, rules, self._clock.now_ns())
+        states: list[TaskState | None] = []
+        for some in parts(group.task_uuids or (), MEMBERS_AT_ONCE):
+            states += await backend.get(some)
+        return group_completed(group, callback, states, rules, self._clock.now_ns())
 
 
 async def settlement_of(broker: Broker, backend: Backend | None) -> Settlement:
     """The strongest settlement that a pair of open stores allows."""
     if backend is not None and isinstance(broker, JointStore) and await broker.identity() == await backend.identity():
-        return AtomicSettlement(broker, backend, broker.capabilities.max_batch)
+        return AtomicSettlement(broker, broker, backend)
     return OrderedSettlement(broker, backend)
+
+
+async def _prepare(backend: Backend, work: Outgoing) -> None:
+    if work.groups:
+        await backend.open_groups(work.groups)
+    if work.plans:
+        await backend.put_plans(work.plans)
 
 
 async def in_parts(items: Sequence[T], size: int, call: Callable[[Sequence[T]], Awaitable[None]]) -> None:

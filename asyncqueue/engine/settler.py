@@ -11,9 +11,10 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Bury, Delivery, Settled
 from asyncqueue.engine.events import Events, MessageBuried, StoreRefused
 from asyncqueue.engine.execution import started_state
-from asyncqueue.engine.outcome import MAX_ERROR_TEXT
+from asyncqueue.engine.following import family
+from asyncqueue.engine.messages import MAX_ERROR_TEXT
 from asyncqueue.engine.patience import Patience
-from asyncqueue.engine.settlement import Settlement
+from asyncqueue.engine.settlement import WholeSettlement
 from asyncqueue.signature import Signature
 from asyncqueue.state import State
 
@@ -35,7 +36,7 @@ class Settler:
 
     def __init__(
         self,
-        settlement: Settlement,
+        settlement: WholeSettlement,
         backend: Backend | None,
         *,
         events: Events,
@@ -162,8 +163,11 @@ class Settler:
             pause = max(STARTED_AFTER, backend.results_expire_in / REPORTS_PER_EXPIRY)
             self._next_round = asyncio.get_running_loop().call_later(pause, self._time_to_report_anew)
         states = [started_state(signature, attempt) for signature, attempt in due.values()]
+        families = [known for signature, _ in due.values() if (known := family(signature))]
         try:
             await self._patience.insist("record STARTED", lambda: backend.put(states))
+            if families:  # what waits for a long run is to be there when it ends
+                await self._patience.insist("keep entries", lambda: backend.touch(families))
         except Exception as exc:  # it is only news; the end of these runs is recorded all the same
             self._events.emit(StoreRefused("record STARTED", str(exc)))
 

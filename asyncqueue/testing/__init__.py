@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from asyncqueue.testing.broker_contract import BrokerContract
     from asyncqueue.testing.clock import ManualClock
     from asyncqueue.testing.faults import Faults, with_faults
+    from asyncqueue.testing.group_contract import GroupContract
     from asyncqueue.testing.inspector_contract import InspectorContract
     from asyncqueue.testing.joint_contract import JointContract
+    from asyncqueue.testing.joint_group_contract import JointGroupContract
     from asyncqueue.testing.lock_contract import LockContract
     from asyncqueue.testing.turn_contract import TurnLockContract
 
@@ -28,8 +30,10 @@ __all__ = [
     "BackendContract",
     "BrokerContract",
     "Faults",
+    "GroupContract",
     "InspectorContract",
     "JointContract",
+    "JointGroupContract",
     "LockContract",
     "ManualClock",
     "TurnLockContract",
@@ -39,8 +43,10 @@ __all__ = [
 _SUITES = {
     "BackendContract": "backend_contract",
     "BrokerContract": "broker_contract",
+    "GroupContract": "group_contract",
     "InspectorContract": "inspector_contract",
     "JointContract": "joint_contract",
+    "JointGroupContract": "joint_group_contract",
     "LockContract": "lock_contract",
     "TurnLockContract": "turn_contract",
 }
@@ -52,9 +58,9 @@ def __getattr__(name: str) -> Any:
     if name in _SUITES:
         import pytest
 
-        module = f"{__name__}.{_SUITES[name]}"
-        pytest.register_assert_rewrite(f"{__name__}.suite", module)  # failures then show the values compared
-        return getattr(import_module(module), name)
+        modules = (f"{__name__}.{module}" for module in ("suite", *_SUITES.values()))
+        pytest.register_assert_rewrite(*modules)  # failures then show the values compared
+        return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)
     if name in _TOOLS:
         return getattr(import_module(f"{__name__}.{_TOOLS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,9 @@ from asyncqueue import rfc3339
 from asyncqueue.backends.base import Backend
 from asyncqueue.errors import Unavailable
 from asyncqueue.state import State, TaskResult, TaskState
-from asyncqueue.testing.suite import Suite
+from asyncqueue.testing.suite import BackendSuite, state, state_of
 
 SENT_AT = 1_735_787_045_123_456_789
-KEPT = 3600.0
 BATCH = 500
 MANY = 1000
 RESULTS = (
@@ -26,31 +25,11 @@ RESULTS = (
 FINAL = (State.SUCCESS, State.FAILURE)
 
 
-class BackendContract(Suite):
+class BackendContract(BackendSuite):
     """Subclass it, and say how to make the backend."""
 
     password: str | None = None
     """The password that the backends are made with, where there is one."""
-
-    expiry: float = 1.0
-    """``results_expire_in`` (seconds) in the tests of expiry. A real service really waits that long."""
-
-    async def make_backend(self, results_expire_in: float = KEPT) -> Backend:
-        """A backend, not yet open, on the namespace of this test: fresh and empty at first. Each call returns an
-        instance of its own, as another process would have it."""
-        raise NotImplementedError
-
-    async def make_unreachable(self) -> Backend:
-        """A backend, not yet open, whose service does not answer."""
-        pytest.skip("there is no service that could be away")
-
-    async def prepare(self) -> None:
-        await super().prepare()
-        self.backend = await self.another_backend()
-
-    async def another_backend(self, results_expire_in: float = KEPT) -> Backend:
-        """One more open backend on the namespace: another process."""
-        return await self.opened(await self.make_backend(results_expire_in))
 
     # the instance
 
@@ -122,11 +101,11 @@ class BackendContract(Suite):
     async def test_what_one_instance_wrote_another_reads(self) -> None:
         await self.backend.begin([state("task_a")])
         other = await self.another_backend()
-        assert await self._states("task_a", backend=other) == [State.PENDING]
+        assert await self.states("task_a", backend=other) == [State.PENDING]
 
     async def test_get_answers_in_the_order_asked_with_none_where_there_is_no_entry(self) -> None:
         await self.backend.put([state("task_a", State.STARTED), state("task_b", State.SUCCESS)])
-        assert await self._states("task_b", "task_x", "task_a", "task_b", "task_y") == [
+        assert await self.states("task_b", "task_x", "task_a", "task_b", "task_y") == [
             State.SUCCESS,
             None,
             State.STARTED,
@@ -145,10 +124,10 @@ class BackendContract(Suite):
         ids = [f"task_{number}" for number in range(BATCH)]
         await self.backend.begin([state(task_id) for task_id in ids])
         await self.backend.put([state(task_id, State.SUCCESS) for task_id in ids])
-        assert await self._states(*ids) == [State.SUCCESS] * BATCH
+        assert await self.states(*ids) == [State.SUCCESS] * BATCH
         assert await self._ends(*ids) == dict.fromkeys(ids, State.SUCCESS)
         await self.backend.forget(ids)
-        assert await self._states(*ids) == [None] * BATCH
+        assert await self.states(*ids) == [None] * BATCH
 
     # begin
 
@@ -172,7 +151,7 @@ class BackendContract(Suite):
     async def test_the_last_write_wins(self) -> None:
         for new in (State.RECEIVED, State.STARTED, State.RETRY, State.RECEIVED, State.STARTED, State.SUCCESS):
             await self.backend.put([state("task_a", new)])
-            assert await self._states("task_a") == [new]
+            assert await self.states("task_a") == [new]
 
     async def test_a_final_state_never_goes_back(self) -> None:
         for final in FINAL:
@@ -184,7 +163,7 @@ class BackendContract(Suite):
 
     async def test_pending_is_put_only_where_no_entry_is(self) -> None:
         await self.backend.put([state("task_new", State.PENDING)])
-        assert await self._states("task_new") == [State.PENDING]
+        assert await self.states("task_new") == [State.PENDING]
         for old in State:
             kept = state(f"task_{old}", old, error="kept")
             await self.backend.put([kept])
@@ -195,7 +174,7 @@ class BackendContract(Suite):
         await self.backend.put([state("task_a", State.STARTED), state("task_a", State.SUCCESS)])
         await self.backend.put([state("task_b", State.SUCCESS), state("task_b", State.STARTED)])
         await self.backend.put([state("task_c", State.STARTED), state("task_c", State.PENDING)])
-        assert await self._states("task_a", "task_b", "task_c") == [State.SUCCESS, State.SUCCESS, State.STARTED]
+        assert await self.states("task_a", "task_b", "task_c") == [State.SUCCESS, State.SUCCESS, State.STARTED]
 
     async def test_the_time_and_name_of_the_send_are_kept_where_a_state_does_not_say_them(self) -> None:
         await self.backend.begin([state("task_a", name="add", created_at=SENT_AT)])
@@ -224,9 +203,9 @@ class BackendContract(Suite):
     async def test_what_was_forgotten_is_gone(self) -> None:
         await self.backend.put([state("task_a", State.SUCCESS), state("task_b", State.SUCCESS)])
         await self.backend.forget(["task_a", "task_unknown"])
-        assert await self._states("task_a", "task_b") == [None, State.SUCCESS]
+        assert await self.states("task_a", "task_b") == [None, State.SUCCESS]
         await self.backend.put([state("task_a", State.PENDING)])
-        assert await self._states("task_a") == [State.PENDING]
+        assert await self.states("task_a") == [State.PENDING]
 
     async def test_entries_are_gone_some_time_after_they_were_written(self) -> None:
         short = await self.another_backend(self.expiry)
@@ -234,11 +213,11 @@ class BackendContract(Suite):
         await short.begin([state("task_begun")])
         await short.put([state("task_put", State.SUCCESS)])
         await self.backend.put([state("task_kept", State.SUCCESS)])
-        found = await self._states("task_begun", "task_put", "task_kept")
+        found = await self.states("task_begun", "task_put", "task_kept")
         if self.clock.monotonic() - written < self.expiry:
             assert found == [State.PENDING, State.SUCCESS, State.SUCCESS]
         await self.advance(self.expiry)
-        await self._until_states(["task_begun", "task_put", "task_kept"], [None, None, State.SUCCESS])
+        await self.until_states(["task_begun", "task_put", "task_kept"], [None, None, State.SUCCESS])
 
     async def test_every_write_keeps_an_entry_alive(self) -> None:
         short = await self.another_backend(self.expiry)
@@ -247,11 +226,11 @@ class BackendContract(Suite):
         written = self.clock.monotonic()
         await short.put([state("task_a", State.STARTED)])
         await self.advance(self.expiry * 0.7)
-        found = await self._states("task_a")
+        found = await self.states("task_a")
         if self.clock.monotonic() - written < self.expiry:
             assert found == [State.STARTED]
         await self.advance(self.expiry)
-        await self._until_states(["task_a"], [None])
+        await self.until_states(["task_a"], [None])
 
     async def test_the_entry_of_a_task_for_later_is_kept_from_the_time_it_is_due(self) -> None:
         short = await self.another_backend(self.expiry)
@@ -261,12 +240,12 @@ class BackendContract(Suite):
         await short.put([state("task_put", State.RETRY, not_before=due), state("task_pending", not_before=due)])
         await short.put([state("task_old", State.RETRY, not_before=due - 3 * self.expiry)])
         await self.advance(self.expiry * 1.4)
-        found = await self._states("task_begun", "task_put", "task_pending")
+        found = await self.states("task_begun", "task_put", "task_pending")
         if self.clock.monotonic() - written < 2 * self.expiry:
             assert found == [State.PENDING, State.RETRY, State.PENDING]
-        await self._until_states(["task_old"], [None])
+        await self.until_states(["task_old"], [None])
         await self.advance(self.expiry * 0.6)
-        await self._until_states(["task_begun", "task_put", "task_pending"], [None, None, None])
+        await self.until_states(["task_begun", "task_put", "task_pending"], [None, None, None])
 
     async def test_how_long_entries_are_kept_may_be_changed_while_open(self) -> None:
         await self.backend.put([state("task_before", State.STARTED)])
@@ -274,13 +253,13 @@ class BackendContract(Suite):
         assert self.backend.results_expire_in == self.expiry
         await self.backend.put([state("task_after", State.STARTED)])
         await self.advance(self.expiry)
-        await self._until_states(["task_before", "task_after"], [State.STARTED, None])
+        await self.until_states(["task_before", "task_after"], [State.STARTED, None])
 
     async def test_an_expired_final_state_is_no_obstacle(self) -> None:
         short = await self.another_backend(self.expiry)
         await short.put([state("task_a", State.SUCCESS, name="old", created_at=SENT_AT)])
         await self.advance(self.expiry)
-        await self._until_states(["task_a"], [None])
+        await self.until_states(["task_a"], [None])
         new = state("task_a", State.STARTED)
         await self.backend.put([new])
         assert list(await self.backend.get(["task_a"])) == [new]
@@ -431,42 +410,3 @@ class BackendContract(Suite):
     async def _ends(self, *task_ids: str) -> dict[str, State | None]:
         endings = await self._watch(self.backend, task_ids)
         return {task_id: state_of(one) for task_id, one in endings}
-
-    async def _states(self, *task_ids: str, backend: Backend | None = None) -> list[State | None]:
-        found = await (backend or self.backend).get(task_ids)
-        return [state_of(one) for one in found]
-
-    async def _until_states(self, task_ids: Sequence[str], expected: Sequence[State | None]) -> None:
-        async def are_there() -> bool:
-            return await self._states(*task_ids) == list(expected)
-
-        await self.until(are_there)
-
-
-def state(
-    task_id: str,
-    new: State = State.PENDING,
-    *,
-    name: str = "",
-    error: str = "",
-    results: tuple[TaskResult, ...] | None = None,
-    created_at: int = rfc3339.ZERO,
-    attempt: int = 0,
-    not_before: float | None = None,
-) -> TaskState:
-    """A state, as short as can be."""
-    return TaskState(
-        task_uuid=task_id,
-        task_name=name,
-        state=new,
-        error=error,
-        results=results,
-        created_at=created_at,
-        attempt=attempt,
-        not_before=not_before,
-    )
-
-
-def state_of(found: TaskState | None) -> State | None:
-    """Its state, or None where there is no entry."""
-    return None if found is None else found.state

@@ -9,10 +9,13 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import pytest
 import pytest_asyncio
 
+from asyncqueue import rfc3339
+from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Delivery, Inspector, Message, Tended
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.errors import Unavailable
 from asyncqueue.signature import Signature, new_task_id
+from asyncqueue.state import State, TaskResult, TaskState
 from asyncqueue.wire import decode_signature, encode_signature
 
 
@@ -23,6 +26,9 @@ class _Opened(Protocol):
 
 T = TypeVar("T")
 Thing = TypeVar("Thing", bound=_Opened)
+
+KEPT = 3600.0
+"""How long (seconds) entries are kept in all tests but those of expiry."""
 
 GRAIN = 0.01
 """How much earlier (seconds) than asked is still on time: a service rounds moments to its own grain."""
@@ -212,6 +218,72 @@ class BrokerSuite(Suite):
         other = await self.another_broker()
         await self.broker.close()
         assert names(await self.fetch_now(broker=other)) == []
+
+
+class BackendSuite(Suite):
+    """Backends on one namespace."""
+
+    expiry: float = 1.0
+    """``results_expire_in`` (seconds) in the tests of expiry. A real service really waits that long."""
+
+    async def make_backend(self, results_expire_in: float = KEPT) -> Backend:
+        """A backend, not yet open, on the namespace of this test: fresh and empty at first. Each call returns an
+        instance of its own, as another process would have it."""
+        raise NotImplementedError
+
+    async def make_unreachable(self) -> Backend:
+        """A backend, not yet open, whose service does not answer."""
+        pytest.skip("there is no service that could be away")
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self.backend = await self.another_backend()
+
+    async def another_backend(self, results_expire_in: float = KEPT) -> Backend:
+        """One more open backend on the namespace: another process."""
+        return await self.opened(await self.make_backend(results_expire_in))
+
+    async def states(self, *task_ids: str, backend: Backend | None = None) -> list[State | None]:
+        """The states of these tasks, None where there is no entry."""
+        found = await (backend or self.backend).get(task_ids)
+        return [state_of(one) for one in found]
+
+    async def until_states(self, task_ids: Sequence[str], expected: Sequence[State | None]) -> None:
+        """Wait until they are these."""
+
+        async def are_there() -> bool:
+            return await self.states(*task_ids) == list(expected)
+
+        await self.until(are_there)
+
+
+def state(
+    task_id: str,
+    new: State = State.PENDING,
+    *,
+    name: str = "",
+    error: str = "",
+    results: tuple[TaskResult, ...] | None = None,
+    created_at: int = rfc3339.ZERO,
+    attempt: int = 0,
+    not_before: float | None = None,
+) -> TaskState:
+    """A state, as short as can be."""
+    return TaskState(
+        task_uuid=task_id,
+        task_name=name,
+        state=new,
+        error=error,
+        results=results,
+        created_at=created_at,
+        attempt=attempt,
+        not_before=not_before,
+    )
+
+
+def state_of(found: TaskState | None) -> State | None:
+    """Its state, or None where there is no entry."""
+    return None if found is None else found.state
 
 
 async def tend(broker: Broker, *queues: str) -> None:

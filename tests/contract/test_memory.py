@@ -7,22 +7,27 @@ import asyncio
 import pytest
 
 from asyncqueue.backends.memory import MemoryBackend
-from asyncqueue.brokers.base import Message
+from asyncqueue.brokers.base import Ack, GroupEnd, Message, Settled
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.clock import Clock
-from asyncqueue.connections.memory import SWEEP_AFTER, TOKENS_KEPT, MemoryStore, named
+from asyncqueue.connections.memory import TOKENS_KEPT, MemoryStore, named
+from asyncqueue.connections.memory_entries import SWEEP_AFTER
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.memory import MemoryLock
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     ManualClock,
     TurnLockContract,
 )
+from tests.opened import opened
 
 
 class OnMemory:
@@ -66,7 +71,15 @@ class TestMemoryJointStore(OnMemory, JointContract):
     pass
 
 
+class TestMemoryJointGroups(OnMemory, JointGroupContract):
+    pass
+
+
 class TestMemoryBackend(OnMemory, BackendContract):
+    pass
+
+
+class TestMemoryGroups(OnMemory, GroupContract):
     pass
 
 
@@ -115,7 +128,7 @@ async def test_a_fetch_that_waits_on_a_broker_ends_when_that_is_closed() -> None
         await asyncio.wait_for(waiting, 10)
 
 
-async def test_tokens_and_expired_states_do_not_pile_up() -> None:
+async def test_tokens_and_expired_entries_do_not_pile_up() -> None:
     store, clock = MemoryStore(), ManualClock()
     broker, backend = MemoryBroker(store, clock=clock), MemoryBackend(store, results_expire_in=1.0, clock=clock)
     await broker.open()
@@ -123,10 +136,51 @@ async def test_tokens_and_expired_states_do_not_pile_up() -> None:
     for number in range(1000):
         await broker.publish([Message(b"a", "queue", "task", token=str(number))])
         await backend.put([TaskState(task_uuid=str(number), state=State.SUCCESS)])
+        await backend.open_groups([GroupMeta(group_uuid=str(number))])
+        await backend.put_plans([Plan(str(number), (), ())])
         clock.advance(TOKENS_KEPT / 10)
     await backend.close()
     assert len(store.messages._tokens) <= 11
-    assert len(store.states._records) <= SWEEP_AFTER
+    for shelf in (store.states, store.groups, store.plans):
+        assert len(shelf._records) <= SWEEP_AFTER
+
+
+async def test_a_submit_that_was_partly_made_before_takes_back_no_state_of_what_comes_later() -> None:
+    """A callback has no message of its own in the call that sends its group."""
+    store = MemoryStore()
+    broker, backend = MemoryBroker(store), MemoryBackend(store)
+    await broker.open()
+    await backend.open()
+    first, second = (Message(b"a", "queue", f"task_{name}", token=name) for name in "ab")
+    pending = [TaskState(task_uuid=name) for name in ("task_a", "task_callback", "task_b", "task_later")]
+    await broker.submit(pending[:2], [first], 3600.0)
+    success = TaskState(task_uuid="task_callback", state=State.SUCCESS)
+    await backend.put([success])
+    await broker.submit(pending, [first, second], 3600.0)
+    assert await backend.get([one.task_uuid for one in pending]) == [pending[0], success, *pending[2:]]
+    await backend.close()
+
+
+async def test_every_end_that_settle_records_wakes_its_watcher() -> None:
+    store, names = MemoryStore(), ("own", "other", "never-run")
+    broker, backend = MemoryBroker(store), MemoryBackend(store)
+    async with opened(broker, backend):
+        waiters = backend._opened()
+        waiters.pace(1e6, 1e6)  # from now on it looks only at what it hears of
+        await broker.submit([TaskState(task_uuid=name) for name in names], [Message(b"a", "queue", "own")], 60.0)
+
+        async def watch(name: str) -> State | None:
+            (found,) = [state async for _, state in backend.watch([name])]
+            return None if found is None else found.state
+
+        watching = [asyncio.create_task(watch(name)) for name in names]
+        while waiters._due or len(waiters._watchers) < len(names):
+            await asyncio.sleep(0)
+        own, other, never_run = (TaskState(task_uuid=name, state=State.FAILURE) for name in names)
+        (delivery,) = await broker.fetch("queue", 1, 0)
+        end = GroupEnd("group_a", ended=(never_run,))
+        await broker.settle([Settled(delivery, Ack(), state=own, ended=(other,), end=end)], 60.0)
+        assert await asyncio.wait_for(asyncio.gather(*watching), 30) == [State.FAILURE] * 3
 
 
 async def test_a_waiter_on_a_loop_that_is_gone_harms_nobody() -> None:

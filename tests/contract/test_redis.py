@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,24 +17,27 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
+from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.redis import RedisBackend
-from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
+from asyncqueue.brokers.base import Ack, Bury, Delivery, GroupEnd, Message, Nack, Settled, Unsettled
 from asyncqueue.brokers.redis import RedisBroker
 from asyncqueue.connections.redis import parse_url
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.locks.redis import RedisLock
-from asyncqueue.signature import Arg, Signature
-from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.signature import Arg, Plan, Signature
+from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     TurnLockContract,
 )
 from asyncqueue.testing.suite import Suite
-from asyncqueue.wire import decode_signature, decode_state, encode_signature, encode_state
+from asyncqueue.wire import decode_signature, decode_state, encode_group, encode_signature, encode_state
 from tests.conftest import StartServer
 from tests.opened import opened
 from tests.replies import raw
@@ -46,9 +51,11 @@ CANARY = "s3cret-c4nary"
 
 # what one worker and its senders need, and nothing else: docs/brokers/redis.md shows the same list
 ACL = (
-    "~machinery_tasks ~{machinery_tasks}:aq:* ~delayed_tasks ~{delayed_tasks}:aq:* ~aq:queues ~task_* ~lock_*"
+    "~machinery_tasks ~{machinery_tasks}:aq:* ~machinery_tasks.aq ~{machinery_tasks.aq}:aq:* ~delayed_tasks"
+    " ~{delayed_tasks}:aq:* ~aq:queues ~task_* ~chord_* ~group_* ~{group_*}:aq:* ~plan_* ~TriggerChordMutex ~lock_*"
     " resetchannels &__redis__:invalidate -@all +ping +info +select +client|id +client|setname +client|tracking"
-    " +subscribe +eval +evalsha +time +type +exists +get +set +del +unlink +mget +pexpire"
+    " +subscribe +eval +evalsha +time +type +exists +get +getrange +set +del +unlink +mget +pttl"
+    " +pexpire +sadd +srem +srandmember"
     " +hget +hset +hdel +hkeys +hlen +hexists +lpop +rpop +lpush +rpush +llen +lrange +blmove"
     " +zadd +zrem +zscore +zrange +zrangebyscore +zremrangebyscore +zcard +xadd +xrange +xlen +xdel"
 )
@@ -87,7 +94,23 @@ class TestRedisBackend(OnRedis, BackendContract):
         return RedisBackend(self.nobody())
 
 
+class TestRedisGroups(OnRedis, GroupContract):
+    async def make_backend(self, results_expire_in: float = KEPT) -> RedisBackend:
+        return RedisBackend(self.url, results_expire_in=results_expire_in)
+
+    async def make_unreachable(self) -> RedisBackend:
+        return RedisBackend(self.nobody())
+
+
 class TestRedisJoint(OnRedis, JointContract):
+    async def make_broker(self) -> RedisBroker:
+        return RedisBroker(self.url, lease=LEASE, delayed_poll=0.1)
+
+    async def make_backend(self) -> RedisBackend:
+        return RedisBackend(self.url)
+
+
+class TestRedisJointGroups(OnRedis, JointGroupContract):
     async def make_broker(self) -> RedisBroker:
         return RedisBroker(self.url, lease=LEASE, delayed_poll=0.1)
 
@@ -136,6 +159,18 @@ def message(name: str, queue: str = "q", **fields: Any) -> Message:
 
 def pending(name: str) -> TaskState:
     return TaskState(task_uuid=f"task_{name}", task_name=name, created_at=SENT_AT)
+
+
+def failure(name: str) -> TaskState:
+    return TaskState(task_uuid=f"task_{name}", task_name=name, state=State.FAILURE, error="why")
+
+
+def member(name: str) -> Member:
+    return Member("group_a", f"task_{name}")
+
+
+def group(name: str, *members: str, **fields: Any) -> GroupMeta:
+    return GroupMeta(group_uuid=name, task_uuids=members, created_at=SENT_AT, **fields)
 
 
 def success(name: str, *results: TaskResult) -> TaskState:
@@ -198,10 +233,40 @@ async def go_all_the_way(url: str) -> None:
             assert len(await broker.peek(queue, 10)) + len(await broker.delayed(10)) >= 1
             assert await broker.purge(queue) >= 1
             await backend.forget(["task_a"])
+            await count_down(queue, broker, backend)
             token = await lock.acquire("lock_a", 10)
             assert token
             assert await lock.renew("lock_a", token, 10)
             assert await lock.release("lock_a", token)
+
+
+async def count_down(queue: str, broker: RedisBroker, backend: RedisBackend) -> None:
+    """Groups of every kind from their sending to their end, once."""
+    groups = [group("group_a", "task_d", "task_e"), group("group_b", "task_f")]
+    plans = [Plan("plan_a", (), ("task_d",))]
+    states = [pending(name) for name in "de"]
+    await broker.submit(states, [message(name, queue) for name in "de"], KEPT, groups=groups, plans=plans)
+    d, e = await broker.fetch(queue, 10, 0)
+    assert await backend.add_members("group_a", ["task_g"])
+    await backend.touch([["task_unknown", "group_a", "plan_a"]])
+    await backend.put([success("g")])
+    items = [
+        Settled(one, Ack(), success(name), member=Member("group_a", f"task_{name}"), alive=("task_unknown", "group_a"))
+        for one, name in ((d, "d"), (e, "e"))
+    ]
+    (last,) = await broker.settle(items, KEPT)
+    assert last.progress is Progress.COMPLETE
+    end = GroupEnd("group_a", ended=(failure("h"),), pending=(pending("i"),), publish=(message("i", f"{queue}.aq"),))
+    assert list(await broker.settle([replace(last.item, end=end)], KEPT)) == []
+    assert [message.body for message in await broker.fetch(f"{queue}.aq", 10, 0)] == [message("i", f"{queue}.aq").body]
+    assert list(await backend.finish_members([Member("group_b", "task_f")])) == [Progress.COMPLETE]
+    assert await backend.claim_group("group_b", "me", 10) is GroupClaim.MINE
+    await backend.mark_group_sent("group_b")
+    await backend.put_plans(plans)
+    assert list(await backend.get_plans(["plan_a"])) == plans
+    await backend.open_groups(groups)
+    found = await backend.get_groups(["group_a", "group_b"])
+    assert [one and one.chord_triggered for one in found] == [True, True]
 
 
 async def test_plain_tcp_works(redis_url: str) -> None:
@@ -455,6 +520,28 @@ async def test_a_full_server_takes_no_messages_and_still_serves_what_it_has(star
         await broker.ack(taken[2:])
 
 
+async def test_a_full_server_still_lets_workflows_go_on(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    async with opened(RedisBroker(server.url, lease=LEASE), RedisBackend(server.url)) as (broker, backend):
+        names = "ab"
+        groups = [group("group_a", "task_a", "task_b")]
+        states = [pending(name) for name in names]
+        await broker.submit(states, [message(name) for name in names], KEPT, groups=groups)
+        a, b = await broker.fetch("q", 2, 0)
+        server.call("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(Unavailable, match="full"):
+            await broker.submit([], [], KEPT, groups=[group("group_b")])
+        with pytest.raises(Unavailable, match="full"):
+            await backend.claim_group("group_a", "me", 10)
+        items = [Settled(one, Ack(), success(name), member=member(name)) for one, name in ((a, "a"), (b, "b"))]
+        (last,) = await broker.settle(items, KEPT)
+        end = GroupEnd("group_a", pending=(pending("c"),), publish=(message("c"),))
+        opens = (group("group_c", "task_c"),)
+        assert list(await broker.settle([replace(last.item, end=end, opens=opens)], KEPT)) == []
+        assert [decode_signature(one.body).name for one in await broker.fetch("q", 10, 0)] == ["c"]
+        assert list(await backend.get_groups(["group_c"])) == list(opens)
+
+
 # ------------------------------------------------------------------------------------------- keys and Go
 
 
@@ -637,6 +724,222 @@ async def test_a_state_that_go_wrote_keeps_its_name_and_its_time(redis_url: str,
         assert decode_state(written).task_name == 'a"State":"SUCCESS'
 
 
+# --------------------------------------------------------------------------------------------------- groups
+
+
+async def take_all_of(broker: RedisBroker, *names: str) -> list[Delivery]:
+    """Members of ``group_a``, sent and taken."""
+    members = [f"task_{name}" for name in names]
+    sent = [message(name) for name in names]
+    await broker.submit([pending(name) for name in names], sent, KEPT, groups=[group("group_a", *members)])
+    return list(await broker.fetch("q", len(names), 0))
+
+
+def ending(name: str, *, of: str = "group_a") -> GroupEnd:
+    """An end of a group whose callback is this task."""
+    return GroupEnd(of, pending=(pending(name),), publish=(message(name),))
+
+
+async def test_a_group_that_machinery_opened_is_counted_down_and_triggered(redis_url: str, redis: Redis) -> None:
+    """Every byte but the flag stays as Go wrote it, and so does the expiry where it is later than ours."""
+    meta = (
+        b'{"GroupUUID":"group_a","TaskUUIDs":["task_a","task_b"],"ChordTriggered":false,"Lock":false,'
+        b'"CreatedAt":"2026-11-22T03:35:24.398915004+01:00","TTL":0}'
+    )
+    await redis.set("group_a", meta, ex=9_000)
+    await redis.set("task_b", encode_state(success("b")), ex=9_000)  # a Go worker ran it
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        await broker.submit([pending("a")], [message("a")], KEPT)
+        (a,) = await broker.fetch("q", 1, 0)
+        (last,) = await broker.settle([Settled(a, Ack(), success("a"), member=member("a"))], KEPT)
+        assert last.progress is Progress.COMPLETE
+        assert await redis.get("group_a") == meta
+        await broker.settle([replace(last.item, end=ending("c"))], KEPT)
+        assert await redis.get("group_a") == meta.replace(b"false", b"true", 1)
+        assert 8_000 < await redis.ttl("group_a") <= 9_000
+        assert list(await backend.finish_members([member("a")])) == [Progress.TRIGGERED]
+
+
+async def test_members_are_added_to_a_group_that_machinery_opened(redis_url: str, redis: Redis) -> None:
+    meta = encode_group(group("group_a", "task_a"))
+    await redis.set("group_a", meta, ex=9_000)
+    async with opened(RedisBackend(redis_url)) as backend:
+        assert await backend.add_members("group_a", ["task_b", "task_c"])
+    assert await redis.get("group_a") == meta.replace(b'"task_a"', b'"task_a","task_b","task_c"')
+    assert 8_000 < await redis.ttl("group_a") <= 9_000
+
+
+async def test_what_machinery_triggered_is_left_alone(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        (a,) = await take_all_of(broker, "a")
+        (last,) = await broker.settle([Settled(a, Ack(), success("a"), member=member("a"))], KEPT)
+        await redis.set("group_a", encode_group(group("group_a", "task_a", chord_triggered=True)), ex=60)
+        assert list(await backend.finish_members([member("a")])) == [Progress.TRIGGERED]
+        assert await backend.claim_group("group_a", "me", 10) is GroupClaim.SENT
+        assert not await backend.add_members("group_a", ["task_b"])
+        assert list(await broker.settle([replace(last.item, end=ending("c"))], KEPT)) == []
+        assert (await broker.depth("q")).ready == 0
+
+
+async def test_nothing_is_triggered_while_a_go_worker_may_be_about_to(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        (a,) = await take_all_of(broker, "a")
+        await redis.set("TriggerChordMutex", "of a Go worker", px=8_000)
+        item = Settled(a, Ack(), success("a"), publish=(message("next"),), member=member("a"), end=ending("c"))
+        for _ in range(2):
+            assert list(await broker.settle([item], KEPT)) == [Unsettled(item, Progress.BUSY)]
+        assert await backend.claim_group("group_a", "me", 10) is GroupClaim.BUSY
+        assert list(await broker.extend([a])) == []
+        assert (await broker.depth("q")).ready == 0
+        (found,) = await backend.get_groups(["group_a"])
+        assert found is not None
+        assert not found.chord_triggered
+        await redis.delete("TriggerChordMutex")
+        assert list(await broker.settle([item], KEPT)) == []
+        assert [decode_signature(one.body).name for one in await broker.fetch("q", 10, 0)] == ["c", "next"]
+        assert await backend.claim_group("group_b", "me", 10) is GroupClaim.MINE
+
+
+async def test_what_a_claim_of_ours_triggered_needs_no_go_worker_to_be_done(redis_url: str, redis: Redis) -> None:
+    """A Go worker that finds it triggered sends nothing, so that nobody is waited for."""
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.open_groups([group("group_a", "task_a")])
+        await backend.claim_group("group_a", "me", 10)
+        await redis.set("TriggerChordMutex", "of a Go worker", px=8_000)
+        assert await backend.claim_group("group_a", "me", 10) is GroupClaim.MINE
+        assert await backend.claim_group("group_a", "you", 10) is GroupClaim.TAKEN
+
+
+@pytest.mark.parametrize("name", ["group_a", "a:b", "{tag}", "a{b}c", "a{b}{c}", "{}", "a}{b}"])
+async def test_every_key_of_a_group_lies_in_its_slot_and_ends_with_it(name: str, redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.open_groups([group(name, "task_a", "task_b")])
+        await backend.finish_members([Member(name, "task_a")])
+        await backend.claim_group(name, "me", 10)
+        found = await keys(redis)
+        assert len(found) == 3
+        if name != "{}":  # has no form that lies in its slot
+            assert {key_slot(key.encode()) for key in found} == {key_slot(name.encode())}
+        assert all(3_500 < ttl <= 3_600 for ttl in found.values()), found
+        backend.results_expire_in = 7_200.0
+        await backend.touch([["task_unknown", name]])
+        assert all(7_100 < ttl <= 7_200 for ttl in (await keys(redis)).values())
+        await backend.mark_group_sent(name)
+        assert set(await keys(redis)) == {name}
+
+
+async def test_a_workflow_for_later_is_kept_from_when_it_is_due(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        due = float((await redis.time())[0]) + 1_000
+        plans = [Plan(f"plan_{name}", (), ("task_old",), not_before=due) for name in "ab"]
+        await backend.begin([TaskState(task_uuid="task_old", task_name="old")])
+        await backend.open_groups([group("group_a", "task_a", not_before=due)])
+        await backend.put_plans(plans[:1])
+        await broker.submit([], [message("x")], KEPT, groups=[group("group_b", not_before=due)], plans=plans[1:])
+        (x,) = await broker.fetch("q", 1, 0)
+        retried = TaskState(task_uuid="task_x", task_name="x", state=State.RETRY, not_before=due)
+        opens = (group("group_c", not_before=due),)
+        await broker.settle([Settled(x, Ack(), retried, opens=opens, alive=("task_old",))], KEPT)
+        expiring = {key: ttl for key, ttl in (await keys(redis)).items() if ttl > 0}
+        assert expiring.keys() == {"task_old", "task_x", "group_a", "group_b", "group_c", "plan_a", "plan_b"}
+        assert all(4_500 < ttl <= 4_600 for ttl in expiring.values()), expiring
+        await backend.touch([["task_old", "group_a"]], due + 800)  # a gain of less than a quarter
+        assert await redis.ttl("task_old") <= 4_600
+        await backend.touch([["task_old", "group_a"]], due + 1_000)
+        assert [await redis.ttl(key) > 5_500 for key in ("task_old", "group_a", "group_b")] == [True, True, False]
+        await backend.touch([["task_unknown", "task_old"]])  # none is kept shorter
+        assert await redis.ttl("task_old") > 5_500
+
+
+async def test_a_group_that_is_over_leaves_one_key(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        a, b = await take_all_of(broker, "a", "b")
+        await broker.settle([Settled(a, Ack(), success("a"), member=member("a"))], KEPT)
+        assert "{group_a}:aq:left" in await keys(redis)
+        await broker.settle([Settled(b, Ack(), success("b"), member=member("b"), end=GroupEnd("group_a"))], KEPT)
+        assert [key for key in await keys(redis) if "group_a" in key] == ["group_a"]
+
+
+async def test_the_remaining_set_of_an_earlier_group_is_not_the_next_ones(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.open_groups([group("group_a", "task_a")])
+        await backend.finish_members([member("a")])
+        await redis.delete("group_a")  # as it expires a moment before what belongs to it
+        await backend.open_groups([group("group_a", "task_b", "task_c")])
+        assert list(await backend.finish_members([member("b")])) == [Progress.WAITING]
+
+
+async def test_ten_thousand_members_are_sent_counted_down_and_ended(redis_url: str) -> None:
+    count = 10_000
+    names = [f"n{number}" for number in range(count)]
+    members = [f"task_{name}" for name in names]
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        sent = [message(name) for name in names]
+        for _ in range(2):  # as after a lost reply
+            await broker.submit(
+                [pending(name) for name in names],
+                sent,
+                KEPT,
+                groups=[group("group_a", *members)],
+                plans=[Plan("plan_a", (), tuple(members))],
+            )
+        assert (await broker.depth("q")).ready == count
+        assert list(await backend.get_groups(["group_a"])) == [group("group_a", *members)]
+        await backend.put([success(name) for name in names[1:]])
+        assert list(await backend.finish_members([member("n0")])) == [Progress.COMPLETE]
+        await backend.begin([pending("n7")])
+        await backend.touch([["task_unknown", "group_a"], ["task_unknown", "plan_a"]])
+        held = list(await broker.fetch("q", 1_000, 0))
+        batch = [
+            Settled(one, Ack(), success(name), member=member(name)) for one, name in zip(held, names, strict=False)
+        ]
+        unsettled = await broker.settle(batch, KEPT)
+        assert [each.item for each in unsettled] == batch
+        end = GroupEnd("group_a", ended=tuple(failure(f"x{number}") for number in range(count)))
+        assert list(await broker.settle([replace(unsettled[0].item, end=end)], KEPT)) == []
+        assert (await broker.depth("q")).held == len(held) - 1
+
+
+async def commands_per_member(server: RedisServer, name: str, size: int) -> float:
+    """What counting one member costs on average, in commands that the server executes."""
+    tasks = [f"{name}{number}" for number in range(size)]
+    random.Random(size).shuffle(tasks)
+    async with opened(RedisBackend(server.url)) as backend, Redis.from_url(server.url) as redis:
+        await backend.open_groups([group(name, *(f"task_{task}" for task in sorted(tasks)))])
+        await backend.begin([pending(task) for task in tasks])
+        spent = 0
+        answers: list[Progress] = []
+        for start in range(0, size, 10):
+            some = tasks[start : start + 10]
+            await backend.put([success(task) for task in some])
+            await redis.config_resetstat()
+            answers += await backend.finish_members([Member(name, f"task_{task}") for task in some])
+            stats = await redis.info("commandstats")
+            spent += sum(each["calls"] for key, each in stats.items() if not key.startswith("cmdstat_config"))
+    assert answers[-1] is Progress.COMPLETE
+    assert answers[: size - 10] == [Progress.WAITING] * (size - 10)
+    return spent / size
+
+
+async def test_counting_a_member_costs_the_same_in_groups_of_10_and_of_10_000(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    few, many = await commands_per_member(server, "few", 10), await commands_per_member(server, "many", 10_000)
+    print(f"commands per finished member: {few:.2f} of 10, {many:.2f} of 10,000")
+    assert many <= few < 10
+
+
+async def test_progress_that_is_reported_often_costs_one_command(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    async with opened(RedisBackend(server.url)) as backend, Redis.from_url(server.url) as redis:
+        members = [f"task_{number}" for number in range(1_000)]
+        await backend.begin([TaskState(task_uuid=each, task_name="add") for each in members])
+        await backend.open_groups([group("group_a", *members)])
+        await redis.config_resetstat()
+        await backend.touch([["group_a"]])
+        stats = await redis.info("commandstats")
+        assert {key: stats[key]["calls"] for key in stats if "pttl" in key or "expire" in key} == {"cmdstat_pttl": 1}
+
+
 # ---------------------------------------------------------------------------------- other people's accidents
 
 
@@ -723,6 +1026,88 @@ async def test_a_delayed_set_of_another_type_costs_no_message(redis_url: str, re
         assert (dead.reason, "delayed_tasks" in dead.error) == ("wrong_key", True)
 
 
+async def test_groups_and_plans_are_never_written_over_something_else(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        await backend.open_groups([group("group_ok", "task_a", "task_b")])
+        await backend.put([success("other")])
+        await redis.rpush("group_list", "x")
+        await redis.set("{group_left}:aq:left", "x")
+        await redis.rpush("{group_claim}:aq:claim", "x")
+        found = await keys(redis)
+        for name in ("group_list", "task_other"):
+            verbs: list[Callable[[], Awaitable[object]]] = [
+                partial(backend.open_groups, [group("group_new"), group(name)]),
+                partial(backend.finish_members, [Member("group_ok", "task_a"), Member(name, "task_a")]),
+                partial(backend.add_members, name, ["task_b"]),
+                partial(backend.claim_group, name, "me", 10),
+                partial(backend.mark_group_sent, name),
+                partial(broker.submit, [pending("new")], [message("new")], KEPT, groups=[group(name)]),
+            ]
+            for verb in verbs:
+                with pytest.raises(Refused, match=name):
+                    await verb()
+        for verb in (
+            partial(backend.put_plans, [Plan("plan_new", (), ()), Plan("group_list", (), ())]),
+            partial(broker.submit, [pending("new")], [message("new")], KEPT, plans=[Plan("group_list", (), ())]),
+        ):
+            with pytest.raises(Refused, match="group_list"):
+                await verb()
+        assert (await keys(redis)).keys() == found.keys() | {"aq:queues"}, "half of a batch"
+        await redis.set("group_left", encode_group(group("group_left", "task_a")))
+        await redis.set("group_claim", encode_group(group("group_claim", "task_a")))
+        with pytest.raises(Refused, match="group_left}:aq:left"):
+            await backend.finish_members([Member("group_left", "task_a")])
+        with pytest.raises(Refused, match="group_claim}:aq:claim"):
+            await backend.claim_group("group_claim", "me", 10)
+        await backend.touch([["group_list", "group_ok"], ["task_unknown", "group_list", "group_left"]])
+
+
+async def test_a_member_whose_key_holds_something_else_has_not_ended(redis_url: str, redis: Redis) -> None:
+    await redis.rpush("task_b", "x")
+    async with opened(RedisBackend(redis_url)) as backend:
+        await backend.open_groups([group("group_a", "task_a", "task_b")])
+        assert list(await backend.finish_members([member("a")])) == [Progress.WAITING]
+
+
+async def test_a_part_of_a_workflow_that_meets_something_else_buries_its_message_alone(
+    redis_url: str, redis: Redis
+) -> None:
+    await redis.rpush("group_list", "x")
+    await redis.rpush("task_list", "x")
+    async with opened(RedisBroker(redis_url), RedisBackend(redis_url)) as (broker, backend):
+        await backend.open_groups([group("group_left", "task_a"), group("group_a", "task_a", "task_z")])
+        await redis.set("{group_left}:aq:left", "x")
+        list_state = TaskState(task_uuid="task_list", task_name="x", state=State.FAILURE)
+        parts: list[tuple[str, dict[str, Any]]] = [
+            ("task_list", {"ended": (list_state,)}),
+            ("group_list", {"opens": (group("group_list"),)}),
+            ("group_list", {"member": Member("group_list", "task_a")}),
+            ("{group_left}:aq:left", {"member": Member("group_left", "task_a")}),
+            ("group_list", {"end": GroupEnd("group_list")}),
+            ("task_list", {"end": GroupEnd("group_a", ended=(list_state,))}),
+            ("task_list", {"end": GroupEnd("group_a", pending=(list_state,))}),
+            ("group_a", {"end": GroupEnd("group_a", publish=(message("x", "group_a"),))}),
+        ]
+        names = [f"n{number}" for number in range(len(parts))]
+        await broker.publish([message(name) for name in (*names, "ok")])
+        *held, ok = await broker.fetch("q", 20, 0)
+        batch = [
+            Settled(one, Ack(), success(name), publish=(message("never"),), **{"opens": (group("group_new"),)} | part)
+            for one, name, (_, part) in zip(held, names, parts, strict=True)
+        ]
+        batch.append(Settled(ok, Ack(), success("ok"), alive=("task_list", "group_list"), publish=(message("sent"),)))
+        assert list(await broker.settle(batch, KEPT)) == []
+        dead = await broker.dead("q", 20)
+        assert [decode_signature(one.body).name for one in dead] == names
+        for one, (key, _) in zip(dead, parts, strict=True):
+            assert one.reason == "wrong_key"
+            assert f"the key {key}:" in one.error
+        assert list(await backend.get([f"task_{name}" for name in names])) == [None] * len(names), "half of an item"
+        found = await backend.get_groups(["group_a", "group_new"])
+        assert [one and one.chord_triggered for one in found] == [False, None]
+        assert [decode_signature(one.body).name for one in await broker.fetch("q", 20, 0)] == ["sent"]
+
+
 async def test_what_cannot_be_buried_is_still_held(redis_url: str, redis: Redis) -> None:
     await redis.set("{q}:aq:dead", "x")
     async with opened(RedisBroker(redis_url)) as broker:
@@ -769,32 +1154,7 @@ async def test_the_dead_letter_is_capped(redis_url: str, redis: Redis) -> None:
         assert 100 <= (await broker.depth("q")).dead <= 300
 
 
-# ------------------------------------------------------------------------------------------ step, leases
-
-
-async def test_a_step_settles_and_fetches_in_one_call(redis_url: str, redis: Redis) -> None:
-    async with opened(RedisBroker(redis_url)) as broker:
-        await broker.submit([pending(name) for name in "ab"], [message(name) for name in "ab"], KEPT)
-        (first,) = await broker.step([], KEPT, "q", 1)
-        before = (await redis.info("stats"))["total_commands_processed"]
-        (second,) = await broker.step([Settled(first, Ack(), success("a"))], KEPT, "q", 10)
-        stats = await redis.info("commandstats")
-        assert stats["cmdstat_evalsha"]["calls"] >= 2
-        assert before > 0
-        assert decode_state(raw(await redis.get("task_a"))).is_success
-        assert list(await broker.extend([first, second])) == [first]
-
-
-async def test_a_step_beside_a_waiting_fetch_settles_and_takes_nothing(redis_url: str) -> None:
-    async with opened(RedisBroker(redis_url), RedisBroker(redis_url)) as (broker, other):
-        await broker.publish([message("a")])
-        (first,) = await broker.fetch("q", 1, 0)
-        waiting = asyncio.create_task(broker.fetch("q", 1, 20))
-        await asyncio.sleep(0)
-        assert list(await broker.step([Settled(first, Ack())], KEPT, "q", 10)) == []
-        assert list(await broker.extend([first])) == [first]
-        await other.publish([message("b")])
-        assert [decode_signature(one.body).name for one in await waiting] == ["b"]
+# --------------------------------------------------------------------------------------- settling, leases
 
 
 async def test_one_batch_settles_deliveries_of_many_queues_and_workers(redis_url: str) -> None:

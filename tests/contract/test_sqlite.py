@@ -13,19 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from asyncqueue.backends.base import Member, Progress
 from asyncqueue.backends.sqlite import SqliteBackend
-from asyncqueue.brokers.base import Ack, Message, Settled
+from asyncqueue.brokers.base import Ack, GroupEnd, Message, Settled, Unsettled
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.clock import Clock
+from asyncqueue.connections import sqlite
 from asyncqueue.connections.sqlite import APPLICATION_ID, SCHEMA_VERSION, Connection, Database, insert, path_from_url
 from asyncqueue.errors import ConfigError, Refused, Unavailable
 from asyncqueue.locks.sqlite import SqliteLock
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.testing import (
     BackendContract,
     BrokerContract,
+    GroupContract,
     InspectorContract,
     JointContract,
+    JointGroupContract,
     LockContract,
     ManualClock,
     TurnLockContract,
@@ -82,6 +87,22 @@ class TestSqliteJointStore(OnFile, JointContract):
         return SqliteBackend(self.path, clock=self.clock)
 
 
+class TestSqliteGroups(OnFile, GroupContract):
+    async def make_backend(self, results_expire_in: float = 3600.0) -> SqliteBackend:
+        return SqliteBackend(self.path, results_expire_in=results_expire_in, clock=self.clock)
+
+    async def make_unreachable(self) -> SqliteBackend:
+        return SqliteBackend(self.locked, busy_timeout=0.05)
+
+
+class TestSqliteJointGroups(OnFile, JointGroupContract):
+    async def make_broker(self) -> SqliteBroker:
+        return SqliteBroker(self.path, lease=10.0, clock=self.clock)
+
+    async def make_backend(self) -> SqliteBackend:
+        return SqliteBackend(self.path, clock=self.clock)
+
+
 class TestSqliteLock(OnFile, LockContract):
     async def make_lock(self) -> SqliteLock:
         return SqliteLock(self.path, clock=self.clock)
@@ -116,6 +137,22 @@ def lock_exclusively(path: Path) -> sqlite3.Connection:
 
 def message(name: str, **fields: object) -> Message:
     return Message(name.encode(), "q", f"task_{name}", **fields)  # type: ignore[arg-type]  # fields of a Message
+
+
+def count_groups_members_and_plans(connection: Connection) -> tuple[int, ...]:
+    counts = [
+        connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        for table in ("task_group", "group_member", "plan")
+    ]
+    return tuple(count for (count,) in counts)
+
+
+def names_of_tables(connection: Connection) -> list[str]:
+    return [
+        name
+        for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+        if not name.startswith("sqlite_")
+    ]
 
 
 def write_lock(name: str, *, fails: bool = False) -> Callable[[Connection], str]:
@@ -231,6 +268,57 @@ async def test_tables_of_a_newer_version_are_refused(tmp_path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(Refused, match=rf"tasks\.db was made by a newer asyncqueue.* version {SCHEMA_VERSION + 1}"):
         await Database(path).open()
+
+
+async def test_a_file_of_version_1_is_brought_forward_with_all_that_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = TaskState(task_uuid="task_done", state=State.SUCCESS)
+    with monkeypatch.context() as of_old:
+        of_old.setattr(sqlite, "_STEPS", sqlite._STEPS[:1])
+        of_old.setattr(sqlite, "SCHEMA_VERSION", 1)
+        broker, backend = SqliteBroker(tmp_path / "tasks.db"), SqliteBackend(tmp_path / "tasks.db")
+        await broker.open()
+        await backend.open()
+        await broker.publish([message("a"), message("b")])
+        await broker.bury(await broker.fetch("q", 1, 0), "reason", "error")
+        await backend.put([done])
+        assert await broker._database.read(names_of_tables) == [
+            "body",
+            "dead",
+            "lock",
+            "message",
+            "publication",
+            "task_state",
+        ]
+        await backend.close()
+        await broker.close()
+    broker, backend = SqliteBroker(tmp_path / "tasks.db"), SqliteBackend(tmp_path / "tasks.db")
+    await broker.open()
+    await backend.open()
+    assert await broker._database.read(lambda one: one.execute("PRAGMA user_version").fetchone()) == (SCHEMA_VERSION,)
+    assert await backend.get(["task_done"]) == [done]
+    assert [dead.body for dead in await broker.dead("q", 10)] == [b"a"]
+    assert [one.body for one in await broker.fetch("q", 10, 0)] == [b"b"]
+    await backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=("task_done", "task_b"))])
+    assert await backend.finish_members([Member("group_a", "task_b")]) == [Progress.COMPLETE]
+    await backend.close()
+    await broker.close()
+
+
+async def test_many_may_bring_a_file_forward_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as of_old:
+        of_old.setattr(sqlite, "_STEPS", sqlite._STEPS[:1])
+        of_old.setattr(sqlite, "SCHEMA_VERSION", 1)
+        async with opened(Database(tmp_path / "tasks.db")):
+            pass
+    backends = [SqliteBackend(tmp_path / "tasks.db") for _ in range(8)]
+    await asyncio.gather(*(backend.open() for backend in backends))
+    await asyncio.gather(
+        *(backend.open_groups([GroupMeta(group_uuid=f"group_{n}")]) for n, backend in enumerate(backends))
+    )
+    assert None not in await backends[0].get_groups([f"group_{n}" for n in range(8)])
+    await asyncio.gather(*(backend.close() for backend in backends))
 
 
 async def test_the_file_is_durable_and_can_be_read_while_it_is_written(tmp_path: Path) -> None:
@@ -451,9 +539,10 @@ async def test_closing_ends_a_fetch_that_waits(tmp_path: Path) -> None:
 async def test_another_process_wakes_a_fetch_and_a_watcher(tmp_path: Path) -> None:
     code = """
 import asyncio, sys
-from asyncqueue.brokers.base import Ack, Message, Settled
+from asyncqueue.brokers.base import Ack, GroupEnd, Message, Settled, Unsettled
 from asyncqueue.brokers.sqlite import SqliteBroker
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
 async def main():
     broker = SqliteBroker(sys.argv[1])
     await broker.open()
@@ -613,6 +702,25 @@ async def test_settling_a_delivery_twice_in_one_batch_applies_the_first(tmp_path
     await broker.close()
 
 
+async def test_whom_an_end_fails_counts_for_those_who_come_after_it_in_the_batch(tmp_path: Path) -> None:
+    """What follows the inner group is a member of the outer one, and is failed while the other member ends."""
+    broker = SqliteBroker(tmp_path / "tasks.db")
+    await broker.open()
+    inner = GroupMeta(group_uuid="inner", task_uuids=("task_a",))
+    outer = GroupMeta(group_uuid="outer", task_uuids=("task_callback", "task_b"))
+    await broker.submit([], [message("a"), message("b")], 3600.0, groups=[inner, outer])
+    a, b = await broker.fetch("q", 2, 0)
+    failed, done = (
+        TaskState(task_uuid="task_a", state=State.FAILURE),
+        TaskState(task_uuid="task_b", state=State.SUCCESS),
+    )
+    end = GroupEnd("inner", ended=(TaskState(task_uuid="task_callback", state=State.FAILURE),))
+    last = Settled(b, Ack(), state=done, member=Member("outer", "task_b"))
+    batch = [Settled(a, Ack(), state=failed, member=Member("inner", "task_a"), end=end), last]
+    assert await broker.settle(batch, 3600.0) == [Unsettled(last, Progress.COMPLETE)]
+    await broker.close()
+
+
 async def test_a_submit_that_was_partly_made_before_takes_back_no_state(tmp_path: Path) -> None:
     broker, backend = SqliteBroker(tmp_path / "tasks.db"), SqliteBackend(tmp_path / "tasks.db")
     await broker.open()
@@ -629,6 +737,86 @@ async def test_a_submit_that_was_partly_made_before_takes_back_no_state(tmp_path
     await broker.close()
 
 
+async def test_a_submit_that_was_partly_made_before_takes_back_no_state_of_what_comes_later(tmp_path: Path) -> None:
+    """A callback has no message of its own in the call that sends its group."""
+    broker, backend = SqliteBroker(tmp_path / "tasks.db"), SqliteBackend(tmp_path / "tasks.db")
+    await broker.open()
+    await backend.open()
+    first, second = message("a", token="a"), message("b", token="b")
+    pending = [TaskState(task_uuid=name) for name in ("task_a", "task_callback", "task_b", "task_later")]
+    await broker.submit(pending[:2], [first], 3600.0)
+    success = TaskState(task_uuid="task_callback", state=State.SUCCESS)
+    await backend.put([success])
+    await broker.submit(pending, [first, second], 3600.0)
+    assert await backend.get([one.task_uuid for one in pending]) == [pending[0], success, *pending[2:]]
+    await backend.close()
+    await broker.close()
+
+
+async def test_a_member_is_counted_at_the_same_cost_in_a_group_of_10_and_of_10_000(tmp_path: Path) -> None:
+    """The cost is the work of SQLite's machine, in hundreds of its instructions."""
+    broker = SqliteBroker(tmp_path / "tasks.db")
+    await broker.open()
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    async def cost_of_one_in(size: int) -> int:
+        nonlocal steps
+        queue, names = f"q{size}", [f"task_{size}_{n:05}" for n in range(size)]
+        await broker.submit(
+            [TaskState(task_uuid=name) for name in names],
+            [Message(b"a", queue, name) for name in names],
+            3600.0,
+            groups=[GroupMeta(group_uuid=f"group_{size}", task_uuids=tuple(names))],
+        )
+        costs = []
+        for name in (names[size // 2], names[-1], names[0]):  # neither the order nor the first one makes it cheap
+            (delivery,) = await broker.fetch(queue, 1, 0)
+            done = TaskState(task_uuid=name, state=State.SUCCESS)
+            await broker._database.read(lambda one: one.set_progress_handler(step, 100))
+            steps = 0
+            await broker.settle([Settled(delivery, Ack(), state=done, member=Member(f"group_{size}", name))], 3600.0)
+            costs.append(steps)
+            await broker._database.read(lambda one: one.set_progress_handler(None, 0))
+        return max(costs)
+
+    small, big = await cost_of_one_in(10), await cost_of_one_in(10_000)
+    assert 0 < big <= small + 2  # a B-tree of more levels takes a few more
+    await broker.close()
+
+
+async def test_members_that_others_ended_are_passed_once(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path / "tasks.db")
+    await backend.open()
+    names = [f"task_{n}" for n in range(10)]
+    await backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=tuple(names))])
+    await backend.put([TaskState(task_uuid=name, state=State.SUCCESS) for name in names[:8]])
+    assert await backend.finish_members([Member("group_a", "task_9")]) == [Progress.WAITING]
+    left = await backend._database.read(
+        lambda one: one.execute("SELECT task_uuid FROM group_member WHERE is_unfinished").fetchall()
+    )
+    assert left == [("task_8",)]
+    await backend.close()
+
+
+async def test_expired_groups_and_plans_are_swept_away_by_those_who_write(tmp_path: Path) -> None:
+    clock = ManualClock()
+    backend = SqliteBackend(tmp_path / "tasks.db", results_expire_in=10.0, clock=clock)
+    await backend.open()
+    await backend.open_groups([GroupMeta(group_uuid=f"group_{n}", task_uuids=("task_a", "task_b")) for n in range(2)])
+    await backend.put_plans([Plan(f"plan_{n}", (), ("task_a",)) for n in range(2)])
+    clock.advance(10.0)
+    await backend.open_groups([GroupMeta(group_uuid="group_new", task_uuids=("task_c",))])
+    await backend.put_plans([Plan("plan_new", (), ())])
+    counts = await backend._database.read(count_groups_members_and_plans)
+    assert counts == (1, 1, 1)
+    await backend.close()
+
+
 @pytest.mark.parametrize("verb", ["begin", "put"])
 async def test_expired_states_are_swept_away_by_those_who_write(tmp_path: Path, verb: str) -> None:
     clock = ManualClock()
@@ -640,6 +828,23 @@ async def test_expired_states_are_swept_away_by_those_who_write(tmp_path: Path, 
     count = await backend._database.read(lambda one: one.execute("SELECT count(*) FROM task_state").fetchone())
     assert count == (2,)
     await backend.close()
+
+
+async def test_tending_sweeps_expired_groups_and_plans_away(tmp_path: Path) -> None:
+    clock = ManualClock()
+    broker, backend = (
+        SqliteBroker(tmp_path / "tasks.db", clock=clock),
+        SqliteBackend(tmp_path / "tasks.db", clock=clock),
+    )
+    await broker.open()
+    await backend.open()
+    await backend.open_groups([GroupMeta(group_uuid=f"group_{n}", task_uuids=("task_a", "task_b")) for n in range(4)])
+    await backend.put_plans([Plan(f"plan_{n}", (), ("task_a",)) for n in range(4)])
+    clock.advance(backend.results_expire_in)
+    await broker.tend([])
+    assert await broker._database.read(count_groups_members_and_plans) == (0, 0, 0)
+    await backend.close()
+    await broker.close()
 
 
 async def test_tending_sweeps_expired_states_away(tmp_path: Path) -> None:

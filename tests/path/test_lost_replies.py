@@ -33,7 +33,7 @@ LAST = 30
 
 SENT_BY = {
     "sender": ("INFO", "ZADD", "submit", "MGET", "CLIENT", "SUBSCRIBE"),
-    "worker": ("INFO", "ZADD", "step", "BLMOVE", "tend", "promote", "extend", "put"),
+    "worker": ("INFO", "ZADD", "take", "settle", "BLMOVE", "tend", "promote", "extend", "put"),
 }
 LEDGER = Counter(
     ["flaky 1", "flaky 2", "parent", "after 7", "broken", "sorry ValueError: it broke", "later", "slow"],

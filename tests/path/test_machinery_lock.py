@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 
 from asyncqueue import Refused, Server
 from asyncqueue.clock import NANOSECONDS
+from asyncqueue.config import Settings
 from asyncqueue.engine.periodic import Rota
 from asyncqueue.locks.base import Claim, LastTurn, Turn
 from asyncqueue.locks.redis import RedisLock
@@ -79,8 +80,7 @@ async def test_key_value_and_time_to_live_are_those_that_machinery_wrote(
     command, key, value, px, milliseconds, nx = first
     clock = ManualClock((int(value) + 1) / NANOSECONDS - PERIOD - 0.5)
     flags = golden["peer"]["flags"]
-    server = Server(redis_url, clock=clock)
-    server.settings = server.settings.model_copy(update={"program": golden["peer"]["binary_name"]})
+    server = Server(redis_url, settings=Settings.parse({"program": golden["peer"]["binary_name"]}), clock=clock)
     server.schedule(flags["spec"], flags["title"], "add")
     rota = Rota(server.schedules()[0], await server._office("owner"))
     await rota.tick()

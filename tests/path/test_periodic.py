@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asyncqueue import ArgumentError, ConfigError, Server, Signature, Worker
+from asyncqueue import ArgumentError, ConfigError, NoBackend, Server, Signature, Worker, chain, chord, group
 from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Message
 from asyncqueue.brokers.memory import MemoryBroker
@@ -21,7 +21,7 @@ from asyncqueue.config import Settings
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.events import Event, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
 from asyncqueue.engine.periodic import CLAIM_TTL, LATE, PeriodicTask, Rota
-from asyncqueue.engine.settlement import OrderedSettlement
+from asyncqueue.engine.settlement import OrderedSettlement, Outgoing
 from asyncqueue.locks.base import Claim, Turn
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import ManualClock
@@ -64,7 +64,7 @@ class Fleet:
 
     async def unstarted(self, spec: str = SPEC, owner: str | None = None, **options: Any) -> Rota:
         server = self.server()
-        server.schedule(spec, "nightly", "note", **options)
+        server.schedule(spec, "nightly", options.pop("work", "note"), **options)
         (task,) = server.schedules()
         return Rota(task, await server._office(owner or f"owner-{len(self.servers)}"))
 
@@ -271,7 +271,7 @@ async def test_what_ended_between_look_and_send_is_not_begun_anew() -> None:
         await each.open()
     await backend.put([TaskState(task_uuid="task_a", state=State.SUCCESS)])
     pending, message = TaskState(task_uuid="task_a"), Message(b"a", QUEUE, "task_a", token="once")
-    await OrderedSettlement(broker, blind).offer(pending, message)
+    await OrderedSettlement(broker, blind).offer(Outgoing([pending], [message]))
     (found,) = await backend.get(["task_a"])
     assert found is not None
     assert found.state is State.SUCCESS
@@ -353,6 +353,118 @@ async def test_a_result_that_is_gone_stands_in_nobodys_way(fleet: Fleet) -> None
     fleet.move_to(2)
     await rota.tick()
     assert await fleet.sent() == [1, 2]
+
+
+# -------------------------------------------------------------------------------------------------- workflows
+
+NOTE = Signature(uuid="task_mine", name="note", eta=4_000_000_000 * NANOSECONDS)
+FIRST, SECOND = NOTE.with_changes(uuid=""), NOTE.with_changes(uuid="task_other")
+WORKFLOWS = {
+    "chain": (chain(NOTE, SECOND), 1),
+    "group": (group(NOTE, FIRST, SECOND), 3),
+    "chord": (chord([NOTE, chain(FIRST, FIRST)], SECOND, group_timeout=3_600), 2),
+    "nested": (chain(group(NOTE, FIRST), group(FIRST, SECOND)), 2),
+}
+"""Each with how many of its tasks are in the queue once it is sent."""
+
+
+@pytest.mark.parametrize("kind", WORKFLOWS)
+async def test_each_occurrence_of_a_workflow_is_sent_once_by_five_processes(fleet: Fleet, kind: str) -> None:
+    work, count = WORKFLOWS[kind]
+    rotas = [await fleet.rota(work=work) for _ in range(5)]
+    for number in range(1, 4):
+        fleet.move_to(number)
+        await asyncio.gather(*(rota.tick() for rota in rotas))
+        sent = [signature for signature in await fleet.queued() if signature.name == "note"]
+        assert len({signature.uuid for signature in sent}) == len(sent) == number * count
+        assert not {"task_mine", "task_other", ""} & {signature.uuid for signature in sent}
+        assert all(signature.eta is None for signature in sent)
+    assert len(fleet.told(OccurrenceSent)) == 3
+
+
+@pytest.mark.parametrize("kind", WORKFLOWS)
+async def test_two_that_send_a_workflow_at_the_same_time_send_one(fleet: Fleet, kind: str) -> None:
+    work, count = WORKFLOWS[kind]
+    rotas = [await fleet.rota(work=work) for _ in range(5)]
+    fleet.move_to(1)
+    await asyncio.gather(*(rota._send(START + PERIOD) for rota in rotas))
+    sent = [signature.uuid for signature in await fleet.queued() if signature.name == "note"]
+    assert len(sent) == count
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 100])
+async def test_what_an_owner_sent_in_part_another_sends_to_its_end(fleet: Fleet, concurrency: int) -> None:
+    work = group(*(Signature(name="note") for _ in range(5)))
+    dying, other = [await fleet.rota(work=work, concurrency=concurrency) for _ in range(2)]
+    settlement: Any = dying._office.publisher._settlement
+    offer = settlement.offer
+
+    async def dies(*args: Any) -> bool:
+        await offer(*args)
+        raise asyncio.CancelledError
+
+    settlement.offer = dies
+    fleet.move_to(1)
+    with pytest.raises(asyncio.CancelledError):
+        await dying.tick()
+    assert len(await fleet.queued()) == min(concurrency, 5)
+    await other.tick()
+    fleet.clock.advance(CLAIM_TTL * 1.3)
+    await other.tick()
+    sent = [signature.uuid for signature in await fleet.queued()]
+    assert len(sent) == len(set(sent)) == 5
+
+
+@pytest.mark.parametrize("kind", ["chain", "group", "chord"])
+async def test_a_workflow_is_skipped_while_the_one_before_has_not_ended(fleet: Fleet, kind: str) -> None:
+    rota = await fleet.rota(work=WORKFLOWS[kind][0], overlap="skip")
+    backend = rota._office.backend
+    assert backend is not None
+    numbers = iter(range(1, 10))
+
+    async def tick() -> int:
+        fleet.move_to(next(numbers))
+        await rota.tick()
+        return len(fleet.told(OccurrenceSent))
+
+    assert [await tick(), await tick()] == [1, 1]
+    *first, last = [part.deciding()[-1] for part in rota._occurrence(START + PERIOD).outline.parts]
+    for task_id in first:
+        await backend.put([TaskState(task_uuid=task_id, state=State.SUCCESS)])
+        assert await tick() == 1
+    await backend.put([TaskState(task_uuid=last, state=State.FAILURE)])
+    assert [await tick(), await tick()] == [2, 2]
+
+
+async def test_workflows_that_cannot_be_sent_are_refused_and_nothing_is_registered(server: Server) -> None:
+    wrong: Any = group(NOTE)
+    with pytest.raises(ArgumentError, match="expected a chain, not a Group"):
+        await server.register_periodic_chain("@hourly", "nightly", wrong)
+    with pytest.raises(ArgumentError, match="expected a chord, not a Group"):
+        await server.register_periodic_chord("@hourly", "nightly", wrong)
+    with pytest.raises(ArgumentError, match="expected a group, not a Chain"):
+        await server.register_periodic_group("@hourly", "nightly", chain(wrong))  # type: ignore[arg-type]  # a mistake
+    with pytest.raises(ArgumentError, match="nothing to send"):
+        await server.register_periodic_group("@hourly", "nightly", group())
+    with pytest.raises(ArgumentError, match="concurrency must be"):
+        await server.register_periodic_group("@hourly", "nightly", group(NOTE), concurrency=-1)
+    with pytest.raises(ArgumentError, match="takes"):
+        server.schedule("@hourly", "nightly", group(Signature(name="note", args=server.signature("?", 1, 2).args)))
+    with pytest.raises(NoBackend, match="a chord needs a result backend"):
+        Server("memory://", backend="null").schedule("@hourly", "nightly", chord([NOTE], FIRST))
+    assert server.schedules() == []
+
+
+def test_what_a_schedule_sends_has_a_title() -> None:
+    server = Server("memory://")
+    server.schedule("@hourly", "a", "note")
+    server.schedule("@hourly", "b", chain(FIRST, group(FIRST), FIRST))
+    server.schedule("@hourly", "c", chord([FIRST] * 9, FIRST))
+    assert [task.title for task in server.schedules()] == [
+        "note",
+        "chain(note, group(note), note)",
+        "chord(group(note, note, note, 6 more), note)",
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- bad cases
@@ -490,6 +602,25 @@ async def test_a_worker_keeps_the_schedules_of_its_server_and_stops_with_them(re
         await _until(lambda: len(ran) >= 2)
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("asyncqueue-schedule")]
     assert set(ran) == {"often"}
+
+
+async def test_a_worker_runs_periodic_workflows(real: Server) -> None:
+    ran: list[int] = []
+
+    @real.task
+    async def one() -> int:
+        return 1
+
+    @real.task
+    async def add(*numbers: int) -> int:
+        ran.append(sum(numbers))
+        return sum(numbers)
+
+    await real.register_periodic_chain("@every 1s", "chain", chain(one.s(), add.s(10), add.s(100)))
+    await real.register_periodic_chord("@every 1s", "chord", chord([one.s(), one.s()], add.s(1000)), concurrency=1)
+    await real.register_periodic_group("@every 1s", "group", group(add.s(5), add.s(6)))
+    async with Worker(real):
+        await _until(lambda: {11, 111, 1002, 5, 6} <= set(ran))
 
 
 async def test_schedules_come_and_go_while_a_worker_runs(real: Server) -> None:

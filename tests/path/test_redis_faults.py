@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,17 +22,18 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.redis import _SCRIPTS as BACKEND_SCRIPTS
 from asyncqueue.backends.redis import RedisBackend
-from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
+from asyncqueue.brokers.base import Ack, Bury, Delivery, GroupEnd, Message, Nack, Settled, Unsettled
 from asyncqueue.brokers.redis import _SCRIPTS as BROKER_SCRIPTS
 from asyncqueue.brokers.redis import RedisBroker
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.redis import _SCRIPTS as LOCK_SCRIPTS
 from asyncqueue.locks.redis import RedisLock
 from asyncqueue.rfc3339 import ZERO
-from asyncqueue.signature import Signature
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan, Signature
+from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.wire import decode_signature, encode_signature
 from tests.conftest import StartServer
 from tests.opened import opened
@@ -85,6 +87,10 @@ def state(name: str, value: State) -> TaskState:
     return TaskState(task_uuid=f"task_{name}", task_name=name, state=value, created_at=created_at)
 
 
+def group(*members: str, uuid: str = "group_a") -> GroupMeta:
+    return GroupMeta(group_uuid=uuid, task_uuids=members, created_at=SENT_AT)
+
+
 def names(deliveries: Any) -> list[str]:
     return [decode_signature(delivery.body).name for delivery in deliveries]
 
@@ -129,11 +135,11 @@ async def test_after_a_lost_submit_the_repeat_adds_no_second_copy(proxy: FaultPr
 async def test_after_a_lost_fetch_the_next_one_returns_what_was_taken(proxy: FaultProxy, redis_url: str) -> None:
     async with opened(RedisBroker(through(proxy, redis_url))) as broker:
         await broker.publish([message(name) for name in "abcdef"])
-        happened = proxy.lose_reply("step")
+        happened = proxy.lose_reply("take")
         with pytest.raises(Unavailable):
             await broker.fetch("q", 2, 0)  # the first of all, which also registers
         first = await broker.fetch("q", 2, 0)
-        proxy.lose_reply("step")
+        proxy.lose_reply("take")
         with pytest.raises(Unavailable):
             await broker.fetch("q", 3, 0)
         second = await broker.fetch("q", 3, 0)
@@ -187,9 +193,9 @@ async def test_a_lost_ack_nack_or_bury_can_be_repeated(proxy: FaultProxy, redis_
         await broker.publish([message(name) for name in "abcd"])
         a, b, c, d = await broker.fetch("q", 10, 0)
         await lost(proxy, "HDEL", lambda: broker.ack([a]))
-        await lost(proxy, "step", lambda: broker.bury([b], "reason", "error"))
-        await lost(proxy, "step", lambda: broker.nack([c]))
-        await lost(proxy, "step", lambda: broker.nack([d], delay=60))
+        await lost(proxy, "settle", lambda: broker.bury([b], "reason", "error"))
+        await lost(proxy, "settle", lambda: broker.nack([c]))
+        await lost(proxy, "settle", lambda: broker.nack([d], delay=60))
         depth = await broker.depth("q")
         assert (depth.ready, depth.held, depth.delayed, depth.dead) == (1, 0, 1, 1)
         again = await broker.fetch("q", 10, 0)
@@ -220,30 +226,13 @@ async def test_a_lost_settle_can_be_repeated(proxy: FaultProxy, redis_url: str) 
             await broker.settle(batch, KEPT)
             await backend.put([state("callback", State.STARTED)])
 
-        await lost(proxy, "step", settle)
+        await lost(proxy, "settle", settle)
         await broker.settle(batch, KEPT)
         found = await backend.get(["task_a", "task_b", "task_c", "task_callback"])
         assert [one and one.state for one in found] == [State.SUCCESS, State.RETRY, State.FAILURE, State.STARTED]
         depth = await broker.depth("q")
         assert (depth.ready, depth.held, depth.delayed, depth.dead) == (1, 0, 2, 1)
         assert names(await broker.fetch("q", 10, 0)) == ["callback"]
-
-
-async def test_after_a_lost_step_nothing_is_settled_twice_and_nothing_taken_is_lost(
-    proxy: FaultProxy, redis_url: str
-) -> None:
-    async with opened(RedisBroker(through(proxy, redis_url)), RedisBackend(redis_url)) as (broker, backend):
-        await broker.publish([message(name) for name in "abc"])
-        (a,) = await broker.fetch("q", 1, 0)
-        batch = [Settled(a, Ack(), state("a", State.SUCCESS), publish=(message("callback"),))]
-        proxy.lose_reply("step")
-        with pytest.raises(Unavailable):
-            await broker.step(batch, KEPT, "q", 1)
-        (b,) = await broker.step(batch, KEPT, "q", 1)
-        rest = await broker.step([Settled(b, Ack(), state("b", State.SUCCESS))], KEPT, "q", 10)
-        assert names([b, *rest]) == ["b", "c", "callback"]
-        found = await backend.get(["task_a", "task_b"])
-        assert [one and one.state for one in found] == [State.SUCCESS, State.SUCCESS]
 
 
 async def test_a_lost_tend_can_be_repeated(proxy: FaultProxy, redis_url: str) -> None:
@@ -278,6 +267,85 @@ async def test_lost_writes_and_reads_of_states_can_be_repeated(proxy: FaultProxy
         assert found is not None
         assert (found.state, found.created_at) == (State.SUCCESS, SENT_AT)
         await lost(proxy, "UNLINK", lambda: backend.forget(["task_a"]))
+
+
+async def test_after_a_lost_submit_of_a_workflow_the_repeat_takes_back_no_progress(
+    proxy: FaultProxy, redis_url: str
+) -> None:
+    async with opened(RedisBroker(through(proxy, redis_url)), RedisBackend(redis_url)) as (broker, backend):
+        states, sent = [state(name, State.PENDING) for name in "ab"], [message("a"), message("b")]
+        groups, plans = [group("task_a", "task_b")], [Plan("plan_a", (), ("task_a",))]
+        happened = proxy.lose_reply("submit")
+        with pytest.raises(Unavailable):
+            await broker.submit(states, sent, KEPT, groups=groups, plans=plans)
+        assert happened.is_set()
+        (a,) = await broker.fetch("q", 1, 0)
+        item = Settled(a, Ack(), state("a", State.SUCCESS), member=Member("group_a", "task_a"))
+        assert list(await broker.settle([item], KEPT)) == []
+        assert await backend.add_members("group_a", ["task_c"])
+        await broker.submit(states, sent, KEPT, groups=groups, plans=plans)
+        assert list(await backend.get_groups(["group_a"])) == [group("task_a", "task_b", "task_c")]
+        assert list(await backend.get_plans(["plan_a"])) == plans
+        assert names(await broker.fetch("q", 10, 0)) == ["b"]
+
+
+async def test_a_lost_settle_of_a_workflow_can_be_repeated(proxy: FaultProxy, redis_url: str) -> None:
+    async with opened(RedisBroker(through(proxy, redis_url)), RedisBackend(redis_url)) as (broker, backend):
+        states, sent = [state(name, State.PENDING) for name in "ab"], [message("a"), message("b")]
+        await broker.submit(states, sent, KEPT, groups=[group("task_a", "task_b")])
+        held = await broker.fetch("q", 10, 0)
+        batch = [
+            Settled(
+                one,
+                Ack(),
+                state(name, State.SUCCESS),
+                publish=(message(f"{name}-next"),),
+                ended=(state("never", State.FAILURE),),
+                opens=(group("task_c", uuid="group_b"),),
+                member=Member("group_a", f"task_{name}"),
+                alive=("group_a", "task_a", "task_b"),
+            )
+            for one, name in zip(held, "ab", strict=True)
+        ]
+        await lost(proxy, "settle", lambda: broker.settle(batch, KEPT))
+        (last,) = await broker.settle(batch, KEPT)
+        assert last == Unsettled(batch[1], Progress.COMPLETE)
+        callback = message("callback")
+        end = GroupEnd("group_a", pending=(state("callback", State.PENDING),), publish=(callback,))
+
+        async def ends() -> None:
+            assert list(await broker.settle([replace(last.item, end=end)], KEPT)) == []
+            await backend.put([state("callback", State.STARTED)])
+
+        await lost(proxy, "settle", ends)
+        await ends()
+        assert names(await broker.fetch("q", 10, 0)) == ["a-next", "callback", "b-next"]
+        found = await backend.get(["task_a", "task_b", "task_never", "task_callback"])
+        assert [one and one.state for one in found] == [State.SUCCESS, State.SUCCESS, State.FAILURE, State.STARTED]
+        assert (await broker.depth("q")).dead == 0
+
+
+async def test_lost_verbs_of_groups_and_plans_can_be_repeated(proxy: FaultProxy, redis_url: str) -> None:
+    async with opened(RedisBackend(through(proxy, redis_url)), RedisBackend(redis_url)) as (backend, direct):
+        plan = Plan("plan_a", (), ("task_a",))
+        members = [Member("group_a", "task_a"), Member("group_a", "task_b")]
+        await lost(proxy, "open", lambda: backend.open_groups([group("task_a", "task_b")]))
+        await lost(proxy, "MGET", lambda: backend.get_groups(["group_a"]))
+        await lost(proxy, "finish", lambda: backend.finish_members(members[:1]))
+        assert list(await backend.finish_members(members[:1])) == [Progress.WAITING]
+        await lost(proxy, "add", lambda: backend.add_members("group_a", ["task_c"]))
+        assert list(await backend.get_groups(["group_a"])) == [group("task_a", "task_b", "task_c")]
+        await lost(proxy, "finish", lambda: backend.finish_members([*members[1:], Member("group_a", "task_c")]))
+        assert list(await backend.finish_members(members)) == [Progress.COMPLETE] * 2
+        await lost(proxy, "claim", lambda: backend.claim_group("group_a", "me", 60))
+        assert await direct.claim_group("group_a", "you", 60) is GroupClaim.TAKEN
+        assert await backend.claim_group("group_a", "me", 60) is GroupClaim.MINE
+        await lost(proxy, "sent", lambda: backend.mark_group_sent("group_a"))
+        assert await direct.claim_group("group_a", "you", 60) is GroupClaim.SENT
+        await lost(proxy, "put", lambda: backend.put_plans([plan]))
+        await lost(proxy, "MGET", lambda: backend.get_plans(["plan_a"]))
+        await lost(proxy, "touch", lambda: backend.touch([["task_unknown", "group_a", "plan_a"]]))
+        assert list(await backend.get_plans(["plan_a"])) == [plan]
 
 
 @pytest.mark.parametrize("name", ["MGET", "CLIENT", "SUBSCRIBE"])
@@ -465,15 +533,33 @@ async def test_every_verb_is_one_request(proxy: FaultProxy, redis_url: str) -> N
 
         await asks("submit", broker.submit([state("a", State.PENDING)], [message(name) for name in "abcd"], KEPT))
         await asks("publish", broker.publish([message("e"), message("f", not_before=4e9)]))
-        held += await asks("step", broker.fetch("q", 10, 5))
+        held += await asks("take", broker.fetch("q", 10, 5))
         assert len(held) == 5
         await asks("extend", broker.extend(held))
-        await asks("step", broker.nack(held[:1]))
-        await asks("step", broker.bury(held[1:2], "reason", "error"))
+        await asks("settle", broker.nack(held[:1]))
+        await asks("settle", broker.bury(held[1:2], "reason", "error"))
         await asks("HDEL", broker.ack(held[2:4]))
-        await asks("step", broker.settle([Settled(held[4], Ack(), state("a", State.SUCCESS))], KEPT))
+        await asks("settle", broker.settle([Settled(held[4], Ack(), state("a", State.SUCCESS))], KEPT))
         await asks("put", backend.begin([state("b", State.PENDING), state("c", State.PENDING)]))
         await asks("MGET", backend.get(["task_a", "task_b"]))
+        await asks("open", backend.open_groups([group("task_a", "task_b"), group("task_c", uuid="group_b")]))
+        await asks("MGET", backend.get_groups(["group_a", "group_b"]))
+        await asks("finish", backend.finish_members([Member("group_a", "task_a"), Member("group_b", "task_c")]))
+        await asks("add", backend.add_members("group_a", ["task_d", "task_e"]))
+        await asks("claim", backend.claim_group("group_b", "me", 60))
+        await asks("sent", backend.mark_group_sent("group_b"))
+        await asks("put", backend.put_plans([Plan("plan_a", (), ()), Plan("plan_b", (), ())]))
+        await asks("MGET", backend.get_plans(["plan_a", "plan_b"]))
+        await asks("touch", backend.touch([["task_unknown", "group_a"], ["task_unknown", "plan_a"]]))
+        groups, plans = [group("task_g", uuid="group_c")], [Plan("plan_c", (), ())]
+        sent = [state("g", State.PENDING)], [message("g")], KEPT
+        await asks("submit", broker.submit(*sent, groups=groups, plans=plans))
+        (last,) = await broker.fetch("q", 1, 0)
+        await broker.ack([last])
+        (last,) = await broker.fetch("q", 10, 0)
+        item = Settled(last, Ack(), state("g", State.SUCCESS), member=Member("group_c", "task_g"), alive=("group_c",))
+        assert await asks("settle", broker.settle([item], KEPT)) == [Unsettled(item, Progress.COMPLETE)]
+        await asks("settle", broker.settle([replace(item, end=GroupEnd("group_c"))], KEPT))
 
 
 # -------------------------------------------------------------------------------------------------- outages

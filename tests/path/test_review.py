@@ -186,7 +186,8 @@ async def test_a_stuck_thread_keeps_its_slot_when_the_concurrency_is_changed(ben
                 await in_time(sent.get())
             await eventually(lambda: _is(worker, 1))
             more = server.settings.worker.model_copy(update={"concurrency": 3})
-            await server._apply(server.settings.model_copy(update={"worker": more}), frozenset({"worker.concurrency"}))
+            settings = server.settings.model_copy(update={"worker": more})
+            await server._stores.apply(settings, frozenset({"worker.concurrency"}))
             assert worker._slots.total == 2
         finally:
             go.set()

@@ -11,11 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asyncqueue import Server, Worker
+from asyncqueue.builders import chord
 from asyncqueue.config import Settings
 from asyncqueue.engine.context import TaskContext
 from tests.path.bench import Stores
@@ -69,6 +71,36 @@ def server_with_tasks(server: Server, ledger: Ledger) -> Server:
     async def note(ctx: TaskContext, *values: Any) -> None:
         ledger.note("S", ctx.task_id)
         ledger.note("E", ctx.task_id)
+
+    @server.task
+    async def member(ctx: TaskContext, number: int, seconds: float = 0.0) -> int:
+        ledger.note("S", ctx.task_id)
+        await asyncio.sleep(seconds)
+        ledger.note("E", ctx.task_id)
+        return number
+
+    @server.task
+    async def oops(ctx: TaskContext, number: int) -> int:
+        ledger.note("S", ctx.task_id)
+        raise ValueError(f"oops {number}")
+
+    @server.task
+    async def collect(ctx: TaskContext, name: str, *values: Any) -> str:
+        ledger.note("S", ctx.task_id)
+        ledger.note("E", ctx.task_id)
+        return f"{name}({','.join(map(str, values))})"
+
+    @server.task
+    async def becoming(ctx: TaskContext, *numbers: int) -> str:
+        ledger.note("S", f"{ctx.task_id}#becoming")  # what it goes on as has its UUID
+        ctx.replace(chord([member.s(number) for number in numbers], collect.s("became")))
+
+    @server.task
+    async def adding(ctx: TaskContext, number: int, *more: int) -> int:
+        ledger.note("S", ctx.task_id)
+        await ctx.add_to_group(*(member.s(each) for each in more))
+        ledger.note("E", ctx.task_id)
+        return number
 
     return server
 
@@ -157,23 +189,58 @@ BROKER_CALLS = frozenset({"publish", "fetch", "ack", "nack", "bury"})
 BACKEND_CALLS = frozenset({"begin", "put", "get"})
 
 
+WRITES = BROKER_CALLS | {"submit", "settle", "begin", "put", "open_groups", "finish_members", "add_members"}
+WRITES |= {"claim_group", "mark_group_sent", "put_plans", "touch"}
+WRITES -= {"fetch"}  # the stores are the same after a fetch, but for what dies with its worker
+
+
+def crash_before_write(server: Server, crash_at: int, ledger: Ledger) -> None:
+    """The process dies before its n-th write to the stores of this server, and notes which one that would have been."""
+    make = server._stores.make
+    writes = 0
+
+    def dying(name: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def write(*args: Any, **kwargs: Any) -> Any:
+            nonlocal writes
+            writes += 1
+            if writes == crash_at:
+                ledger.note("X", name)
+                os._exit(CRASHED)
+            return await call(*args, **kwargs)
+
+        return write
+
+    def stores() -> Any:
+        opened = make()
+        for store in opened:
+            for name in WRITES:
+                if hasattr(store, name):
+                    setattr(store, name, dying(name, getattr(store, name)))
+        return opened
+
+    server._stores.make = stores  # type: ignore[method-assign]  # the one seam through which both come
+
+
 def _crashing(server: Server, crash_at: int) -> None:
     """Put a crash into the stores that this server opens."""
-    make = server._stores
+    make = server._stores.make
 
     def stores() -> Any:
         broker, backend = make()
         return _Crashing(broker, crash_at, BROKER_CALLS), _Crashing(backend, crash_at, BACKEND_CALLS)
 
-    server._stores = stores  # type: ignore[method-assign]  # the one seam through which both come
+    server._stores.make = stores  # type: ignore[method-assign]  # the one seam through which both come
 
 
-def main() -> int:
-    asked = json.loads(sys.argv[1])
+def run(asked: dict[str, Any]) -> int:
+    """Be the worker process that was asked for."""
+    ledger = Ledger(Path(asked["ledger"]))
     server = Server(broker=asked["broker"], backend=asked["backend"], settings=Settings.parse(asked["settings"]))
-    if asked["crash_at"]:
+    if asked.get("crash_at"):
         _crashing(server, asked["crash_at"])
-    server_with_tasks(server, Ledger(Path(asked["ledger"])))
+    if asked.get("crash_before_write"):
+        crash_before_write(server, asked["crash_before_write"], ledger)
+    server_with_tasks(server, ledger)
 
     async def work() -> int:
         async with server:
@@ -183,4 +250,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(json.loads(sys.argv[1])))

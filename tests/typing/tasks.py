@@ -82,7 +82,7 @@ async def calling_is_typed() -> None:
 
 def signatures_are_typed() -> None:
     assert_type(add.s(1, 2), TaskSignature[int])
-    assert_type(add.s(1), TaskSignature[int])  # a predecessor adds the rest
+    assert_type(add.s(1), TaskSignature[int, int])  # a predecessor adds the rest
     assert_type(divide.si(7, 2), TaskSignature[tuple[int, int]])
 
 

@@ -1,4 +1,4 @@
-"""An editor sees a task's parameters and what it returns: shown by mypy on a page of right and wrong uses."""
+"""An editor sees what tasks take and return, and workflows hand on: shown by mypy on pages of right and wrong uses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 PAGE = Path(__file__).with_name("tasks.py")
+PAGES = [PAGE, Path(__file__).with_name("workflows.py")]
 
 
 def _mypy(page: Path) -> subprocess.CompletedProcess[str]:
@@ -16,8 +19,9 @@ def _mypy(page: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
-def test_a_type_checker_sees_parameters_and_results_and_finds_every_mistake() -> None:
-    checked = _mypy(PAGE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_type_checker_sees_parameters_and_results_and_finds_every_mistake(page: Path) -> None:
+    checked = _mypy(page)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

@@ -15,6 +15,7 @@ from asyncqueue.clock import NANOSECONDS
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.events import Event, Events, TaskFailed, TaskUnknown
 from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import (
     Exhausted,
     Failed,
@@ -22,7 +23,6 @@ from asyncqueue.engine.outcome import (
     NotYet,
     Outcome,
     Retry,
-    Rules,
     Succeeded,
     Superseded,
     Unreadable,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from typing import Any
 
 import pytest
 
+from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
 from asyncqueue.backends.memory import MemoryBackend
-from asyncqueue.brokers.base import Inspector, JointStore, Message, Tended
+from asyncqueue.brokers.base import Ack, Broker, Inspector, JointStore, Message, Settled, Tended, Unsettled
 from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import Refused, Unavailable
+from asyncqueue.locks.base import TurnLock
 from asyncqueue.locks.memory import MemoryLock
-from asyncqueue.state import State, TaskState
+from asyncqueue.signature import Plan
+from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.testing import Faults, ManualClock, with_faults
 from asyncqueue.testing.faults import ALWAYS
 
@@ -150,6 +156,37 @@ def test_with_faults_a_thing_is_what_it_was() -> None:
     assert not isinstance(backend, JointStore)
     assert broker.capabilities == MemoryBroker().capabilities
     assert broker.address.startswith("memory://")
+
+
+@pytest.mark.parametrize(
+    ("contract", "thing"),
+    [(Backend, MemoryBackend), (Broker, MemoryBroker), (JointStore, MemoryBroker), (TurnLock, MemoryLock)],
+)
+async def test_every_verb_of_a_contract_meets_its_faults(contract: type[Any], thing: type[Any]) -> None:
+    verbs = [name for name in dir(contract) if inspect.iscoroutinefunction(getattr(contract, name))]
+    assert len(verbs) >= 2
+    for verb in verbs:
+        faults = Faults()
+        faults.before(verb)
+        with pytest.raises(Unavailable, match=verb):
+            await getattr(with_faults(thing(), faults), verb)()
+
+
+async def test_what_a_verb_is_given_and_answers_passes_through() -> None:
+    faults, store = Faults(), MemoryStore()
+    broker, backend = with_faults(MemoryBroker(store), faults), with_faults(MemoryBackend(store), faults)
+    await broker.open()
+    await backend.open()
+    group, plan = GroupMeta(group_uuid="group_a", task_uuids=("task_a",)), Plan("plan_a", (), ("task_a",))
+    await broker.submit([TaskState(task_uuid="task_a")], [A], 60.0, groups=[group], plans=[plan])
+    assert list(await backend.get_groups(["group_a"])) == [group]
+    assert list(await backend.get_plans(["plan_a"])) == [plan]
+    (delivery,) = await broker.fetch("queue", 1, 0)
+    done = TaskState(task_uuid="task_a", state=State.SUCCESS)
+    item = Settled(delivery, Ack(), state=done, member=Member("group_a", "task_a"))
+    assert list(await broker.settle([item], 60.0)) == [Unsettled(item, Progress.COMPLETE)]
+    assert await backend.claim_group("group_a", "me", ttl=60.0) is GroupClaim.MINE
+    assert faults.calls["claim_group"] == faults.calls["settle"] == 1
 
 
 def test_a_manual_clock_moves_when_told_and_not_back() -> None:

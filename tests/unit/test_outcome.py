@@ -7,9 +7,16 @@ import pytest
 from asyncqueue import wire
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Nack, Settled
 from asyncqueue.clock import NANOSECONDS
+from asyncqueue.engine.messages import (
+    MAX_ERROR_TEXT,
+    Rules,
+    callback_id,
+    callback_ids,
+    error_text,
+    message,
+)
 from asyncqueue.engine.naming import name_problem, usable_task_id
 from asyncqueue.engine.outcome import (
-    MAX_ERROR_TEXT,
     Cancelled,
     Exhausted,
     Failed,
@@ -18,17 +25,11 @@ from asyncqueue.engine.outcome import (
     NotYet,
     Outcome,
     Retry,
-    Rules,
     Succeeded,
     Superseded,
     Unreadable,
-    attempt_of,
-    callback_id,
-    callback_ids,
-    error_text,
     judge,
     known_end,
-    message,
     settled,
 )
 from asyncqueue.engine.registry import TaskOptions
@@ -36,6 +37,7 @@ from asyncqueue.errors import RetryTaskLater
 from asyncqueue.retry import LONGEST, fibonacci_next
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.workflow import attempt_of
 
 NOW = 1_750_000_000 * NANOSECONDS
 RULES = Rules()

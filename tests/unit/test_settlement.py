@@ -10,7 +10,7 @@ from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.connections.memory import MemoryStore
-from asyncqueue.engine.settlement import AtomicSettlement, OrderedSettlement, parts, settlement_of
+from asyncqueue.engine.settlement import AtomicSettlement, OrderedSettlement, Outgoing, parts, settlement_of
 from asyncqueue.errors import Unavailable
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import Faults, with_faults
@@ -113,7 +113,9 @@ async def test_an_atomic_settlement_that_is_repeated_changes_nothing() -> None:
 async def test_a_submission_begins_a_state_once_however_often_it_is_repeated() -> None:
     pair = await Pair(together=False).open()
     message = Message(b"0", QUEUE, "task_0", token="t")
-    submission = OrderedSettlement(pair.broker, pair.backend).submission([TaskState(task_uuid="task_0")], [message])
+    submission = OrderedSettlement(pair.broker, pair.backend).submission(
+        Outgoing([TaskState(task_uuid="task_0")], [message])
+    )
     pair.faults.before("begin")
     pair.faults.after("publish")
     for _ in range(2):
@@ -130,7 +132,7 @@ async def test_without_a_backend_nothing_is_recorded() -> None:
     (one,) = await pair.deliveries(1)
     settlement = OrderedSettlement(pair.broker, None)
     await settlement.settle([ended(one, Ack())])
-    await settlement.submission([TaskState(task_uuid="task_1")], [Message(b"1", QUEUE, "task_1")])()
+    await settlement.submission(Outgoing([TaskState(task_uuid="task_1")], [Message(b"1", QUEUE, "task_1")]))()
     assert pair.order == ["ack", "publish"]
 
 

@@ -1,4 +1,4 @@
--- The tables of one asyncqueue file, schema version 1. Statements end with a semicolon, and no comment holds one.
+-- The tables of schema version 1: messages, states, locks. Statements end with a semicolon, and no comment holds one.
 -- Moments are unix seconds.
 
 -- A message that is not done. It is ready (until is null), delayed (until is when it is due, fence is null) or held

@@ -1,0 +1,40 @@
+"""What a worker does for the tasks that it runs, beside running them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from asyncqueue.backends.base import Backend
+from asyncqueue.compiling import added
+from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.publisher import Publisher
+from asyncqueue.errors import ArgumentError, NoBackend
+from asyncqueue.signature import Signature
+from asyncqueue.workflow import Node
+
+
+class WorkerFacilities:
+    """See ``Facilities``. ``yield_slot`` is the consumer's."""
+
+    def __init__(
+        self,
+        yield_slot: Callable[[], AbstractAsyncContextManager[None]],
+        publisher: Publisher,
+        backend: Backend | None,
+        rules: Callable[[], Rules],
+    ) -> None:
+        self.yield_slot = yield_slot
+        self._publisher = publisher
+        self._backend = backend
+        self._rules = rules
+
+    async def add_members(self, signature: Signature, members: Sequence[Node], first: int) -> None:
+        if self._backend is None:
+            raise NoBackend(f"task {signature.name}: a group needs a result backend, and this worker has none")
+        rules = self._rules()
+        more = added(signature, members, first=first, default_queue=rules.default_queue, limits=rules.limits)
+        if not await self._publisher.add_members(self._backend, signature.group_uuid, more):
+            raise ArgumentError(
+                f"task {signature.name}: group {signature.group_uuid} is over, so none can be added to it"
+            )

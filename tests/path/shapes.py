@@ -1,0 +1,261 @@
+"""Workflows as expressions: what each one comes to in plain Python, and how it is built with our builders.
+
+Every task here tells by its result what it was given, so one wrong, missing or misplaced argument anywhere shows in the
+end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, product
+from typing import Any, Literal, assert_never
+
+from hypothesis import strategies
+
+from asyncqueue import Server, TaskContext, chain, chord, group
+from asyncqueue.task import Task
+
+Returns = Literal["one", "none", "two"]
+"""How many results a task has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One task. ``takes``: it is given the results of what is before it."""
+
+    label: str
+    returns: Returns = "one"
+    takes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One after the other."""
+
+    links: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fan:
+    """All at once."""
+
+    members: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """All at once, then one more with the results of all."""
+
+    members: tuple[Shape, ...]
+    callback: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """One task that goes on as a workflow when it runs. ``by_return``: it returns it, instead of ``ctx.replace``."""
+
+    label: str
+    shape: Shape
+    by_return: bool = False
+
+
+Shape = Step | Line | Fan | Funnel | Growing
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a shape comes to: the value of its handle, and what its parts come to."""
+
+    shape: Shape
+    value: Any
+    parts: tuple[Computed, ...] = ()
+
+
+class Steps:
+    """The tasks of shapes on one server, and how often each step ran: on this server or on one ``like`` it."""
+
+    def __init__(self, server: Server, like: Steps | None = None) -> None:
+        self.runs: Counter[str] = Counter() if like is None else like.runs
+        self._grow: dict[str, Growing] = {} if like is None else like._grow
+        runs, grow = self.runs, self._grow
+
+        @server.task
+        async def one(label: str, *given: str) -> str:
+            runs[label] += 1
+            return told(label, given)
+
+        @server.task
+        async def none(label: str, *given: str) -> None:
+            runs[label] += 1
+
+        @server.task
+        async def two(label: str, *given: str) -> tuple[str, str]:
+            runs[label] += 1
+            text = told(label, given)
+            return f"{text}.1", f"{text}.2"
+
+        @server.task
+        async def growing(ctx: TaskContext, label: str, *given: str) -> Any:
+            runs[label] += 1
+            workflow = self.built(grow[label].shape)
+            return workflow if grow[label].by_return else ctx.replace(workflow)
+
+        self._tasks: dict[Returns, Task[..., Any]] = {"one": one, "none": none, "two": two}
+        self._growing = growing
+
+    def built(self, shape: Shape) -> Any:
+        """The shape as one writes it with ``chain``, ``group`` and ``chord``."""
+        match shape:
+            case Step(label, returns, takes):
+                task = self._tasks[returns]
+                return task.s(label) if takes else task.si(label)
+            case Growing(label):
+                self._grow[label] = shape
+                return self._growing.s(label)
+            case Line(links):
+                return chain(*map(self.built, links))
+            case Fan(members):
+                return group(*map(self.built, members))
+            case Funnel(members, callback):
+                return chord(group(*map(self.built, members)), self.built(callback))
+            case never:
+                assert_never(never)
+
+
+def told(label: str, given: Sequence[str]) -> str:
+    """What a step makes of its arguments: another text for other ones, or for another order."""
+    text = f"{label}({','.join(given)})"
+    return text if len(text) <= 60 else f"{label}#{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def computed(shape: Shape, given: Sequence[str] = (), *, is_member: bool = False) -> Computed:
+    """What a shape comes to that is given these results, by plain Python. The value of a group is a list with one value
+    for each member; that of a group that is a member itself is a list of its results."""
+    match shape:
+        case Step():
+            return Computed(shape, _returned(shape, given))
+        case Growing(_, inner):  # it is given to nobody what the task was given, but by the task
+            results = handed_on(computed(inner).value)
+            return Computed(shape, tuple(results) if len(results) > 1 else results[0] if results else None)
+        case Line(links):
+            parts: list[Computed] = []
+            for place, link in enumerate(links, 1):
+                parts.append(computed(link, given, is_member=is_member and place == len(links)))
+                given = handed_on(parts[-1].value)
+            return Computed(shape, parts[-1].value, tuple(parts))
+        case Fan(members):
+            ends = tuple(computed(member, given, is_member=True) for member in members)
+            values = [end.value for end in ends]
+            return Computed(shape, handed_on(values) if is_member else values, ends)
+        case Funnel(members, callback):
+            joined = computed(Fan(members), given)
+            called = computed(callback, handed_on(joined.value), is_member=is_member)
+            return Computed(shape, called.value, (joined, called))
+        case never:
+            assert_never(never)
+
+
+def handed_on(value: Any) -> list[str]:
+    """The flat list of results that the next one is given."""
+    match value:
+        case None:
+            return []
+        case str():
+            return [value]
+        case _:
+            return [each for part in value for each in handed_on(part)]
+
+
+def _returned(step: Step, given: Sequence[str]) -> Any:
+    text = told(step.label, given if step.takes else ())
+    match step.returns:
+        case "one":
+            return text
+        case "none":
+            return None
+        case "two":
+            return f"{text}.1", f"{text}.2"
+        case never:
+            assert_never(never)
+
+
+def labels_of(shape: Shape) -> list[str]:
+    """The labels of all tasks of a shape, each as often as it is there."""
+    match shape:
+        case Step(label):
+            return [label]
+        case Growing(label, inner):
+            return [label, *labels_of(inner)]
+        case Line(parts) | Fan(parts):
+            return [label for part in parts for label in labels_of(part)]
+        case Funnel(members, callback):
+            return [label for part in (*members, callback) for label in labels_of(part)]
+        case never:
+            assert_never(never)
+
+
+def labelled(shape: Shape, prefix: str = "t") -> Shape:
+    """The shape with a label of its own for every task, and chains in chains joined into one, as the builders do."""
+    return _labelled(shape, (f"{prefix}{number}" for number in count()))
+
+
+def nestings() -> dict[str, Shape]:
+    """Every nesting of depth 3 over chain, group and chord, by name: ``chain of group of chord`` and the like."""
+    every = enumerate(product(("chain", "group", "chord"), repeat=3))
+    return {" of ".join(kinds): labelled(_nested(kinds), f"{number}.") for number, kinds in every}
+
+
+def shapes(max_leaves: int) -> strategies.SearchStrategy[Shape]:
+    """Any shape, without labels: with tasks that take nothing, return nothing or two, or go on as a workflow, and with empty groups."""
+    steps = strategies.builds(
+        Step,
+        strategies.just(""),
+        strategies.sampled_from(("one", "one", "one", "none", "two")),
+        strategies.sampled_from((True, True, True, False)),
+    )
+
+    def nested(inner: strategies.SearchStrategy[Shape]) -> strategies.SearchStrategy[Shape]:
+        parts = strategies.lists(inner, max_size=3).map(tuple)
+        links = strategies.lists(inner, min_size=1, max_size=3).map(tuple)
+        return strategies.one_of(
+            strategies.builds(Line, links),
+            strategies.builds(Fan, parts),
+            strategies.builds(Funnel, parts, inner),
+            strategies.builds(Growing, strategies.just(""), inner, strategies.booleans()),
+        )
+
+    return strategies.recursive(steps, nested, max_leaves=max_leaves)
+
+
+def _labelled(shape: Shape, labels: Iterator[str]) -> Shape:
+    match shape:
+        case Step():
+            return replace(shape, label=next(labels))
+        case Growing(_, inner, by_return):
+            return Growing(next(labels), _labelled(inner, labels), by_return)
+        case Line(links):
+            parts = [_labelled(link, labels) for link in links]
+            return Line(tuple(each for part in parts for each in (part.links if isinstance(part, Line) else (part,))))
+        case Fan(members):
+            return Fan(tuple(_labelled(member, labels) for member in members))
+        case Funnel(members, callback):
+            return Funnel(tuple(_labelled(member, labels) for member in members), _labelled(callback, labels))
+        case never:
+            assert_never(never)
+
+
+def _nested(kinds: Sequence[str]) -> Shape:
+    """Shapes in shapes, the outermost first, each one inside of the one before at every place but one."""
+    if not kinds:
+        return Step("")
+    inner = _nested(kinds[1:])
+    match kinds[0]:
+        case "chain":
+            return Line((inner, Step(""), inner))
+        case "group":
+            return Fan((inner, Step(""), inner))
+        case _:
+            return Funnel((inner, Step("")), inner)
