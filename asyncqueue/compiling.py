@@ -288,6 +288,11 @@ class _Compiler:
                 )
             callback = with_header(callback, ON_FAILURE_HEADER, on_failure)
         group_id = group_id_of(callback.uuid, attempt_of(callback))
+        if len(group.members) > self.limits.max_args and not callback.immutable:
+            raise ArgumentError(
+                f"a group of {len(group.members)} members before task {callback.name}: it would be given more results "
+                f"than the {self.limits.max_args} arguments that a task may have; make it with si() if it needs none"
+            )
         membership = _Membership(group_id, len(group.members), callback)
         entries, outline = self._members(group, path, membership, is_first)
         if on_failure != "fail" and not is_first:

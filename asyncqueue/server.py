@@ -51,7 +51,6 @@ from asyncqueue.workflow_results import (
     ChordResult,
     GroupResult,
     WorkflowResult,
-    needs_backend,
     reopened_chain,
     reopened_chord,
     reopened_group,
@@ -241,7 +240,8 @@ class Server:
         Groups, plans and the PENDING states of all tasks are written before the first message is published.
         ``concurrency`` is how many messages are handed to the broker at once; 0: all of them, and where broker and
         backend are one store, everything in one step. Raises ``ArgumentError`` for what cannot be a workflow, before
-        anything is sent; ``NoBackend`` for a group or a chord where no results are kept; else as ``send_task`` does.
+        anything is sent; ``NoBackend`` for a group, a chord or a very long chain where no results are kept; else as
+        ``send_task`` does.
         """
         if isinstance(work, Signature):
             return await self.send_task(work)
@@ -274,8 +274,8 @@ class Server:
         work = compiled(
             workflow, default_queue=settings.default_queue, limits=limits, new_id=new_id, go_compat=settings.go_compat
         )
-        if not self._stores.keeps_results and (kind := needs_backend(work.outline)):
-            raise NoBackend(f"a {kind} needs a result backend, which counts its members, and this server keeps none")
+        if not self._stores.keeps_results and work.needs_backend:
+            raise NoBackend(f"{work.needs_backend}, and this server has none")
         return work
 
     # — results —

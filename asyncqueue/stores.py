@@ -268,7 +268,7 @@ def _driver(said: str | T | None) -> T | None:
 
 def _rules_of(settings: Settings) -> Rules:
     limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
-    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits)
+    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits, settings.go_compat)
 
 
 def _retune(connected: Connected, settings: Settings) -> None:

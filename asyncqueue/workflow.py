@@ -135,6 +135,14 @@ class Compiled:
     plans: tuple[Plan, ...]
     outline: Outline
 
+    @property
+    def needs_backend(self) -> str:
+        """What of it needs a backend, and for what; "" where nothing does."""
+        kind = _grouping(self.outline)
+        if kind:
+            return f"a {kind} needs a result backend, which counts its members"
+        return "a workflow this long needs a result backend, which keeps what no message holds" if self.plans else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
@@ -250,6 +258,13 @@ def cut_off(callback: Signature, failed: Signature | None = None) -> Signature:
 def with_header(signature: Signature, name: str, value: str) -> Signature:
     """A copy that has this header."""
     return signature.with_changes(headers={**(signature.headers or {}), name: value})
+
+
+def _grouping(outline: Outline) -> str:
+    """The kind of the first part that has members; "" where there is none."""
+    if outline.kind in ("group", "chord"):
+        return outline.kind
+    return next(filter(None, map(_grouping, outline.parts)), "")
 
 
 def _has_consequences(signature: Signature) -> bool:

@@ -86,6 +86,9 @@ class WorkflowResult(Generic[R_co]):
         done = [
             is_failed or all(each in states for each in part) for is_failed, part in zip(failed, parts, strict=True)
         ]
+        if self._outline.kind == "chain":  # what is before a link that has ended has, although its entry may be gone
+            ended = max((place for place, part in enumerate(parts, 1) if part and done[place - 1]), default=0)
+            done[:ended] = [True] * ended
         return Progress(sum(done), sum(failed), len(parts))
 
     def note(self, task_id: str, state: TaskState) -> None:
@@ -268,13 +271,6 @@ async def _known_task(task_id: str, results: Results) -> Outline | None:
 
 def _unknown(kind: str, workflow_id: str) -> ResultUnknown:
     return ResultUnknown(f"there is no entry of {kind} {workflow_id}: it was never sent, or it expired")
-
-
-def needs_backend(outline: Outline) -> str:
-    """What of a workflow cannot be without a backend: the kind of that part, or "" where there is none."""
-    if outline.kind in ("group", "chord"):
-        return outline.kind
-    return next(filter(None, map(needs_backend, outline.parts)), "")
 
 
 def _part(outline: Outline, results: Results) -> Any:

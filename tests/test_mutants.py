@@ -854,6 +854,16 @@ class PutLetsAnotherFinalStateFollow(MemoryBackend):
         await super().put(states)
 
 
+@noticed_by(BackendContract.test_a_put_keeps_an_entry_no_shorter_than_it_was)
+class PutShortens(MemoryBackend):
+    async def put(self, states: Sequence[TaskState]) -> None:
+        now = self._now()
+        for each in states:
+            if record := self._store.states.present(each.task_uuid, now):
+                record.expires_at = now + self.results_expire_in
+        await super().put(states)
+
+
 @noticed_by(BackendContract.test_pending_is_put_only_where_no_entry_is)
 class PutTakesPendingAnywhere(MemoryBackend):
     async def put(self, states: Sequence[TaskState]) -> None:

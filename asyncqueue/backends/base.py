@@ -78,7 +78,8 @@ class Backend(Protocol):
         """Record states; the last write wins, except: a final state never goes back, and PENDING is taken only where
         no entry is.
 
-        ``created_at`` and ``task_name`` of the entry that was there are kept where the new state does not say them.
+        ``created_at`` and ``task_name`` of the entry that was there are kept where the new state does not say them. An
+        entry is kept no shorter than it was.
         """
 
     async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:

@@ -18,7 +18,7 @@ for n, id in ipairs(KEYS) do
   elseif mode == 'o' then
     redis.call('SET', id, head, unit, keep, 'NX')
   else
-    put(id, entry(id), head, tail, mode == 'n', unit, keep)
+    put(id, entry(id), head, tail, mode == 'n', no_shorter(id, unit, keep))
   end
 end
 return #KEYS

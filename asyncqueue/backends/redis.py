@@ -138,7 +138,11 @@ class RedisBackend:
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
         reply = await self._link.call("MGET", *group_ids) if group_ids else []
-        return [None if data is None else decode_group(data) for data in reply]
+        found = [None if data is None else decode_group(data) for data in reply]
+        return [  # what is at a UUID may also be a task
+            group if group is not None and group.group_uuid == group_id else None
+            for group_id, group in zip(group_ids, found, strict=True)
+        ]
 
     async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
         if not members:

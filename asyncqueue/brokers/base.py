@@ -306,11 +306,12 @@ class JointStore(Protocol):
         """Apply a batch in one step, in order, each item only if its own delivery was still ours; returns those of ours
         that are not at their end. Repeating it after a lost reply changes nothing that is at its end.
 
-        Of an item, in this order: its states are recorded, by the rules of ``Backend.put``; pending states and groups
-        only where no entry is. Its family is kept alive, from when its state is due. Its member is counted as
-        ``finish_members`` does: if that leaves the group COMPLETE or LOST and the item has no ``end``, nothing more is
-        done, the delivery stays ours, and the item is returned. Its ``end`` is applied if the group is not triggered,
-        which it then is: states, then messages. A claim alone does not keep it from that; of a group without an entry,
-        one is made that has no members. If the group is BUSY, nothing more is done, the delivery stays ours, and the
-        item is returned. Then its messages are published, and its verdict is carried out.
+        Of an item, in this order: its states are recorded, by the rules of ``Backend.put`` (an item that is a state and
+        a verdict alone may keep it from now on, whatever it was); pending states and groups only where no entry is. Its
+        family is kept alive, from when its state is due. Its member is counted as ``finish_members`` does: if that
+        leaves the group COMPLETE or LOST and the item has no ``end``, nothing more is done, the delivery stays ours,
+        and the item is returned. Its ``end`` is applied if the group is not triggered, which it then is: states, then
+        messages. A claim alone does not keep it from that; of a group without an entry, one is made that has no
+        members. If the group is BUSY, nothing more is done, the delivery stays ours, and the item is returned. Then its
+        messages are published, and its verdict is carried out.
         """

@@ -119,7 +119,7 @@ local function record(at, old)
   local id, head, mode = ARGV[at], ARGV[at + 1], ARGV[at + 3]
   local unit_here, keep_here = lasting(unit, keep, ARGV[at + 4])
   if mode ~= 'o' then
-    put(id, old, head, ARGV[at + 2], mode == 'n', unit_here, keep_here)
+    put(id, old, head, ARGV[at + 2], mode == 'n', no_shorter(id, unit_here, keep_here))
   elseif not old then
     redis.call('SET', id, head, unit_here, keep_here)
   end

@@ -91,7 +91,7 @@ class States(Shelf[Record]):
             old = self.present(state.task_uuid, now)
             if not may_follow(state.state, old.state if old else None):
                 continue
-            self._record(_inherit(state, old) if old else state, keep, now)
+            self._record(_inherit(state, old) if old else state, keep, now, old.expires_at if old else 0.0)
 
     def get(self, task_ids: Iterable[str], now: float) -> list[bytes | None]:
         """The bytes, in the order asked."""
@@ -103,13 +103,13 @@ class States(Shelf[Record]):
         record = self.present(task_id, now)
         return record is not None and record.state.is_final
 
-    def _record(self, state: TaskState, keep: float, now: float) -> None:
+    def _record(self, state: TaskState, keep: float, now: float, at_least: float = 0.0) -> None:
         record = Record(
             data=encode_state(state),
             state=state.state,
             task_name=state.task_name,
             created_at=state.created_at,
-            expires_at=kept_until(keep, now, state.not_before),
+            expires_at=max(at_least, kept_until(keep, now, state.not_before)),
         )
         self._write(state.task_uuid, record, now)
 

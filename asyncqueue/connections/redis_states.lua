@@ -71,6 +71,13 @@ local function refusal(key, reason)
   return redis.error_reply(reason)
 end
 
+-- How SET says that an entry is kept for so long, and no shorter than it was.
+local function no_shorter(id, unit, keep)
+  local left = redis.call('PTTL', id)
+  if left > milliseconds(unit, keep) then return 'PX', left end
+  return unit, keep
+end
+
 -- The state `head .. CreatedAt .. tail` where `old` is; a final state stays. With an empty tail, the head is all.
 -- keep_name: the new state does not know the task's name, the old one may.
 local function put(id, old, head, tail, keep_name, unit, keep)

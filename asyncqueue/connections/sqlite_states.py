@@ -23,11 +23,14 @@ FINAL = ", ".join(f"'{state}'" for state in State if state.is_final)
 _INSERT = """
     INSERT INTO task_state (task_uuid, state, task_name, created_at, expires_at, document) VALUES {}
     ON CONFLICT (task_uuid) DO UPDATE SET
-        state = excluded.state, expires_at = excluded.expires_at, document = excluded.document,
+        state = excluded.state, document = excluded.document,
 """
-_BEGIN = f"{_INSERT} task_name = excluded.task_name, created_at = excluded.created_at"
+_BEGIN = f"""{_INSERT}
+    expires_at = excluded.expires_at, task_name = excluded.task_name, created_at = excluded.created_at
+"""
 # The rule of state.may_follow; an entry that has expired is none.
 _PUT = f"""{_INSERT}
+        expires_at = max(excluded.expires_at, task_state.expires_at),
         task_name = CASE
             WHEN excluded.task_name = '' AND task_state.expires_at > ? THEN task_state.task_name
             ELSE excluded.task_name END,

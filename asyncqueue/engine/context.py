@@ -93,7 +93,8 @@ class TaskContext:
         return self.facilities.yield_slot() if self.facilities is not None else nullcontext()
 
     async def add_to_group(self, *members: Node) -> None:
-        """Send more members of this task's own group, whose callback (or whoever awaits it) then waits for them too.
+        """Send more members of this task's own group, whose callback then waits for them too. Handles on the group
+        that are opened later show them.
 
         A second run of the task adds nothing twice: what is added is known by its number within the task. Raises
         ``ArgumentError`` where the task is no member of a group, and as a send does.

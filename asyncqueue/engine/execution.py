@@ -35,7 +35,7 @@ from asyncqueue.engine.outcome import (
 )
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
-from asyncqueue.errors import ArgumentError, BadMessage
+from asyncqueue.errors import ArgumentError, BadMessage, MessageTooLarge, NoBackend
 from asyncqueue.models import made
 from asyncqueue.signature import Plan, Signature, header
 from asyncqueue.state import State, TaskResult, TaskState
@@ -141,13 +141,11 @@ class Execution:
                 value = await registered.function(*args, **kwargs)
             else:
                 value = await self._wrapped(registered, args, kwargs, context, threads)
-            outcome: Outcome = (
-                await self._replaced(context, value)
-                if isinstance(value, Signature | Workflow)
-                else Succeeded(registered.results_of(value))
-            )
+            if isinstance(value, Signature | Workflow):
+                raise Replacement(value)  # as ctx.replace does
+            outcome: Outcome = Succeeded(registered.results_of(value))
         except Replacement as exc:
-            outcome = await self._replaced(context, exc.workflow)
+            outcome = await self._replaced(delivery, context, exc.workflow)
         except asyncio.CancelledError as exc:
             if _is_cancelled():
                 raise
@@ -200,15 +198,24 @@ class Execution:
             return None
         return plan
 
-    async def _replaced(self, context: TaskContext, node: Node) -> Outcome:
+    async def _replaced(self, delivery: Delivery, context: TaskContext, node: Node) -> Outcome:
         """What the run means whose task goes on as a workflow."""
-        signature, backend = context.signature, self._backend
+        signature, backend, rules = context.signature, self._backend, self._rules()
         try:
             going_on = continued(
-                signature, node, default_queue=context.queue, limits=self._rules().limits, attempt=context.attempt
+                signature,
+                node,
+                default_queue=context.queue,
+                limits=rules.limits,
+                attempt=context.attempt,
+                go_compat=rules.go_compat,
             )
-        except ArgumentError as exc:
-            return Failed(error_text(exc))
+            if backend is None and going_on.needs_backend:
+                raise NoBackend(f"{going_on.needs_backend}, and this worker has none")
+        except (ArgumentError, MessageTooLarge, NoBackend) as exc:  # another run would find the same
+            failed = Failed(error_text(exc))
+            self._tell(failed, delivery, signature, context.attempt, exc)
+            return failed
         if going_on.plans and backend is not None:
             await self._patience.insist("write plans", lambda: backend.put_plans(going_on.plans))
         return Replaced(going_on.entries)

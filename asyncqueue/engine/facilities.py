@@ -33,6 +33,10 @@ class WorkerFacilities:
         if self._backend is None:
             raise NoBackend(f"task {signature.name}: a group needs a result backend, and this worker has none")
         rules = self._rules()
+        if rules.go_compat:
+            raise ArgumentError(
+                f"task {signature.name}: a Go worker would not see members added to a group, and go_compat is on"
+            )
         more = added(signature, members, first=first, default_queue=rules.default_queue, limits=rules.limits)
         if not await self._publisher.add_members(self._backend, signature.group_uuid, more):
             raise ArgumentError(

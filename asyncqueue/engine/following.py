@@ -17,6 +17,7 @@ from asyncqueue.engine.messages import (
     Rules,
     callback_id,
     failure_state,
+    later,
     message,
     pending,
     timed,
@@ -27,6 +28,7 @@ from asyncqueue.models import changed
 from asyncqueue.signature import Arg, Signature, header
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
 from asyncqueue.workflow import (
+    ATTEMPT_HEADER,
     ON_FAILURE_HEADER,
     PLAN_HEADER,
     MemberFailure,
@@ -159,8 +161,14 @@ def _consequences(
     text = f"task {failed.name!r} ({failed.uuid}) before it failed: {error}"[:MAX_ERROR_TEXT]
     return (
         tuple(failure_state(each.uuid, each.name, text) for each in doom.never),
-        tuple(_told(each, text, rules, now_ns) for each in doom.told),
+        tuple(_told(_without_handlers(each), text, rules, now_ns) for each in doom.told),
     )
+
+
+def _without_handlers(never: Signature) -> Signature:
+    """A link that never ran is not what failed, so its handlers are not called; those of the end of a task that went on
+    as a workflow are that task's."""
+    return never if header(never, ATTEMPT_HEADER) else never.with_changes(on_error=None)
 
 
 def _told(signature: Signature, error: str, rules: Rules, now_ns: int) -> Message:
@@ -182,11 +190,16 @@ def _ready(parent: Signature, kind: str, callbacks: Sequence[Signature], now_ns:
 
 def _sending(base: Settled, ready: Sequence[Signature], rules: Rules, now_ns: int) -> Settled:
     groups = groups_in(ready) if any(each.on_success or each.group_uuid for each in ready) else ()
+    due = later(max((each.eta for each in ready if each.eta is not None), default=None), now_ns)
+    state = base.state
+    if due is not None and state is not None:  # what is behind one that is due later is kept until then
+        state = changed(state, {"not_before": due})
     return replace(
         base,
+        state=state,
         pending=(*base.pending, *(pending(each, now_ns) for each in ready)),
         publish=(*base.publish, *(message(each, rules.default_queue, now_ns) for each in ready)),
-        opens=(*base.opens, *(changed(each, {"created_at": now_ns}) for each in groups)),
+        opens=(*base.opens, *(changed(each, {"created_at": now_ns, "not_before": due}) for each in groups)),
     )
 
 

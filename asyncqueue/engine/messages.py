@@ -23,6 +23,7 @@ class Rules:
     default_queue: str = "machinery_tasks"
     unknown_task_after: float = 86_400.0
     limits: wire.Limits = wire.DEFAULT_LIMITS
+    go_compat: bool = False
 
 
 def error_text(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
-from asyncqueue.engine.messages import Rules, callback_id, message, pending, timed, with_headers
+from asyncqueue.engine.messages import Rules, callback_id, later, message, pending, timed, with_headers
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
 from asyncqueue.engine.patience import Patience
@@ -122,14 +122,16 @@ class Publisher:
         checked = replace(workflow, entries=tuple(with_headers(each, aq_check="1") for each in workflow.entries))
         whole = await self._outgoing(checked)
         added = members_in(group_id, workflow.entries, workflow.plans)
-        if not await self._patience.insist("add members", lambda: backend.add_members(group_id, added)):
+        (group,) = await self._patience.insist("look up a group", lambda: backend.get_groups([group_id]))
+        if group is None or group.chord_triggered:
             return False
         groups = [group for group in whole.groups if group.group_uuid != group_id]
         states = {state.task_uuid: state for state in whole.states}
         for entry, ready in zip(workflow.entries, whole.messages, strict=True):
             own = [states[task.uuid] for task in tasks_in([entry], workflow.plans)]
             await self._offer(Outgoing(own, [ready], groups, whole.plans))
-        return True
+        # last, so that nobody finds a member that has no state; one that has ended by now counts all the same
+        return await self._patience.insist("add members", lambda: backend.add_members(group_id, added))
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -169,16 +171,16 @@ class Publisher:
         for entry in workflow.entries:
             hooked = await self._hooked(timed(entry, now))
             prepared.append(self._prepared(hooked.with_changes(uuid=entry.uuid)))
-        starts = [each.state.not_before for each in prepared if each.state.not_before is not None]
-        begins = max(starts, default=None)
         tasks = tasks_in(workflow.entries, workflow.plans)
         groups = groups_in(workflow.entries, workflow.plans)
+        moments = (*(each.state.not_before for each in prepared), *(later(each.eta, now) for each in tasks))
+        due = max((each for each in moments if each is not None), default=None)
         return Outgoing(
             # the entries first: whoever offers looks at the first one
-            states=[pending(each, now).model_copy(update={"not_before": begins}) for each in tasks],
+            states=[changed(pending(each, now), {"not_before": due}) for each in tasks],
             messages=[each.message for each in prepared],
-            groups=[changed(each, {"created_at": now, "not_before": begins}) for each in groups],
-            plans=[replace(each, not_before=begins) for each in workflow.plans],
+            groups=[changed(each, {"created_at": now, "not_before": due}) for each in groups],
+            plans=[replace(each, not_before=due) for each in workflow.plans],
         )
 
     async def _insist(self, work: Outgoing) -> None:

@@ -137,12 +137,10 @@ class OrderedSettlement:
         groups = [group for item in batch for group in item.opens]
         if groups:
             await backend.open_groups(groups)
-        families: dict[float | None, list[Sequence[str]]] = {}
-        for item in batch:
-            if item.alive:
-                families.setdefault(item.state.not_before if item.state is not None else None, []).append(item.alive)
-        for not_before, some in families.items():
-            await backend.touch(some, not_before)
+        families = [item.alive for item in batch if item.alive]
+        if families:
+            moments = [item.state.not_before or 0.0 for item in batch if item.alive and item.state is not None]
+            await backend.touch(families, max(moments, default=0.0) or None)
 
     async def _group_matters(self, backend: Backend, batch: Sequence[Settled]) -> Sequence[Unsettled]:
         """Count members and end groups; returns the items that this leaves to be settled again."""

@@ -247,6 +247,15 @@ class BackendContract(BackendSuite):
         await self.advance(self.expiry * 0.6)
         await self.until_states(["task_begun", "task_put", "task_pending"], [None, None, None])
 
+    async def test_a_put_keeps_an_entry_no_shorter_than_it_was(self) -> None:
+        short = await self.another_backend(self.expiry)
+        await self.backend.begin([state("task_a"), state("task_b")])
+        await short.put(
+            [state("task_a", State.STARTED), state("task_b", State.SUCCESS), state("task_c", State.SUCCESS)]
+        )
+        await self.advance(self.expiry)
+        await self.until_states(["task_a", "task_b", "task_c"], [State.STARTED, State.SUCCESS, None])
+
     async def test_how_long_entries_are_kept_may_be_changed_while_open(self) -> None:
         await self.backend.put([state("task_before", State.STARTED)])
         self.backend.results_expire_in = self.expiry

@@ -191,6 +191,15 @@ class JointGroupContract(JointSuite):
         await self.until_gone("task_b")
         assert await self.state("task_long") is State.PENDING
 
+    async def test_the_state_of_an_item_with_a_family_is_kept_no_shorter_than_it_was(self) -> None:
+        delivery, task_id = await self.taken()
+        await self.joint.submit([state("task_a")], [], self.expiry)
+        item = Settled(delivery, Ack(), state=state(task_id, State.SUCCESS), alive=("task_a",))
+        await self.joint.settle([item], self.expiry)
+        await self.advance(self.expiry)
+        await self.until_gone("task_a")
+        assert await self.state(task_id) is State.SUCCESS
+
     async def test_a_family_is_kept_from_the_time_the_state_of_its_item_is_due(self) -> None:
         first, second = await self.taken(), await self.taken()
         written, due = self.clock.monotonic(), self.now() + self.expiry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -88,3 +88,19 @@ async def reaches(server: Server, task_id: str, state: State) -> None:
         return found is not None and found.state is state
 
     await eventually(look)
+
+
+async def nothing_is_queued(server: Server, *, but_in: Container[str] = ()) -> None:
+    """Wait until no message is ready, held, delayed or dead in any queue of the server's broker, but in these."""
+
+    async def look() -> bool:
+        return await queued(server, but_in=but_in) == 0
+
+    await eventually(look)
+
+
+async def queued(server: Server, *, but_in: Container[str] = ()) -> int:
+    """How many messages there are, due or not, but in these queues."""
+    inspector = await server.inspector()
+    depths = [await inspector.depth(queue) for queue in await inspector.queues() if queue not in but_in]
+    return sum(depth.ready + depth.held + depth.delayed + depth.dead for depth in depths)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncqueue import Server, Task, TaskContext, chord
+from asyncqueue import Server, Task, TaskContext, chain, chord, group
 from asyncqueue.errors import RetryTaskLater
 from asyncqueue.state import State
 from tests.path.bench import PATIENCE, Bench, Stores, reaches
@@ -61,3 +61,47 @@ def adding(server: Server) -> Task[..., int]:
         return sum(numbers)
 
     return add
+
+
+async def test_a_result_is_there_when_another_member_is_due_much_later(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=KEPT)
+    add = adding(server)
+    async with bench.working(server):
+        handle = await server.send_chord(chord([add.with_(countdown=LATER).s(1), add.s(2)], add.s(10)))
+        assert await handle.get(PATIENCE) == 13
+
+
+async def test_a_member_that_ends_after_another_was_put_off_shortens_nothing(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=KEPT)
+    add = adding(server)
+    go = asyncio.Event()
+
+    @server.task
+    async def second_time(ctx: TaskContext, number: int) -> int:
+        if ctx.attempt == 1:
+            raise RetryTaskLater(LATER)
+        return number
+
+    @server.task
+    async def held(number: int) -> int:
+        await go.wait()
+        return number
+
+    async with bench.working(server):
+        handle = await server.send_chord(chord([held.s(1), second_time.s(2)], add.s(10)))
+        await reaches(server, handle.group.members[1].id, State.RETRY)
+        go.set()
+        assert await handle.get(PATIENCE) == 13
+
+
+async def test_later_parts_may_be_due_later_too(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=KEPT)
+    add = adding(server)
+    later = add.with_(countdown=LATER)
+    async with bench.working(server):
+        link = await server.send(chain(add.s(1), later.s(2), add.s(3)))
+        members = await server.send(chain(add.s(1), group(later.s(2), later.s(3)), add.s(10)))
+        callback = await server.send(chord([add.s(1), add.s(2)], later.s(10)))
+        assert await link.get(PATIENCE) == 6
+        assert await members.get(PATIENCE) == 17
+        assert await callback.get(PATIENCE) == 13

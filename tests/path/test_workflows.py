@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
+from redis.asyncio import Redis
 
 import asyncqueue
 from asyncqueue import (
@@ -29,12 +31,20 @@ from asyncqueue import (
     group,
     wire,
 )
-from asyncqueue.brokers.base import Inspector
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.backends.sqlite import SqliteBackend
+from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.brokers.sqlite import SqliteBroker
+from asyncqueue.clock import Clock
 from asyncqueue.compiling import compiled
+from asyncqueue.config import Settings
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import ArgumentError, MessageTooLarge, NoBackend, Refused, TaskFailed
 from asyncqueue.signature import Arg, Signature
+from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
-from tests.path.bench import PATIENCE, Bench, Stores, in_time
+from asyncqueue.workflow_results import Progress
+from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
 from tests.path.shapes import (
     Computed,
     Fan,
@@ -46,9 +56,9 @@ from tests.path.shapes import (
     Steps,
     computed,
     labelled,
-    labels_of,
     nestings,
     shapes,
+    told,
 )
 
 NESTINGS = nestings()
@@ -93,7 +103,7 @@ async def test_every_nesting_comes_to_what_plain_python_does(stores: Stores, ben
         handles = {name: await server.send(steps.built(shape)) for name, shape in NESTINGS.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}
     assert values == {name: computed(shape).value for name, shape in NESTINGS.items()}
-    assert steps.runs == dict.fromkeys((label for shape in NESTINGS.values() for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in NESTINGS.values() for label in computed(shape).runs), 1)
 
 
 async def test_every_part_of_every_nesting_has_a_handle_with_its_value(one_store: Stores, bench: Bench) -> None:
@@ -140,7 +150,7 @@ async def _as_plain_python(batch: list[Shape]) -> None:
         handles = [await server.send(steps.built(shape)) for shape in batch]
         for shape, handle in zip(batch, handles, strict=True):
             assert await handle.get(PATIENCE) == computed(shape).value, shape
-    assert steps.runs == dict.fromkeys((label for shape in batch for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in batch for label in computed(shape).runs), 1)
 
 
 # — what Machinery promises —
@@ -342,7 +352,7 @@ async def test_a_task_goes_on_as_a_workflow_wherever_it_stands(stores: Stores, b
         handles = {name: await server.send(steps.built(shape)) for name, shape in cases.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}
     assert values == {name: computed(shape).value for name, shape in cases.items()}
-    assert steps.runs == dict.fromkeys((label for shape in cases.values() for label in labels_of(shape)), 1)
+    assert steps.runs == dict.fromkeys((label for shape in cases.values() for label in computed(shape).runs), 1)
 
 
 async def test_a_task_that_was_retried_goes_on_as_a_workflow(stores: Stores, bench: Bench) -> None:
@@ -565,7 +575,7 @@ async def test_nothing_is_sent_of_what_cannot_be_sent(one_store: Stores, bench: 
         except BaseException as exc:
             exc.add_note(name)
             raise
-        assert await _queued(server) == 0, name
+        assert await queued(server) == 0, name
 
 
 async def test_a_workflow_has_so_many_tasks_and_no_more(
@@ -576,9 +586,9 @@ async def test_a_workflow_has_so_many_tasks_and_no_more(
     add = Sums(server).add
     with pytest.raises(ArgumentError, match="more than 100 tasks"):
         await server.send_group(group(*[add.s(1)] * 101))
-    assert await _queued(server) == 0
+    assert await queued(server) == 0
     await server.send_group(group(*[add.s(1)] * 100))
-    assert await _queued(server) == 100
+    assert await queued(server) == 100
 
 
 async def test_go_is_sent_nothing_that_only_python_understands(one_store: Stores, bench: Bench) -> None:
@@ -588,7 +598,7 @@ async def test_go_is_sent_nothing_that_only_python_understands(one_store: Stores
         await server.send(chord([its.add.s(1)], its.add.s(), on_failure="skip"))
     with pytest.raises(MessageTooLarge, match=r"go_compat"):
         await server.send(groups(its, 5, 10))
-    assert await _queued(server) == 0
+    assert await queued(server) == 0
 
 
 async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
@@ -606,17 +616,97 @@ async def test_without_a_backend_there_are_chains_and_nothing_else() -> None:
             group(its.add.s(1)),
             chord([its.add.s(1)], its.add.s()),
             chain(its.add.s(1), group(its.add.s())),
+            chain(*(its.add.s(1) for _ in range(300))),
         ):
             with pytest.raises(NoBackend, match="needs a result backend"):
                 await server.send(workflow)
-        assert await _queued(server) == 0
+        assert await queued(server) == 0
         await server.send(chain(its.add.s(1), its.add.s(2), reach.s()))
         await in_time(reached.wait())
 
 
-async def _queued(server: Server) -> int:
-    """How many messages there are, due or not."""
-    inspector = await server.inspector()
-    assert isinstance(inspector, Inspector)
-    depths = [await inspector.depth(queue) for queue in await inspector.queues()]
-    return sum(depth.ready + depth.held + depth.delayed + depth.dead for depth in depths)
+# — work that takes longer than results are kept —
+
+
+class Slow:
+    """Tasks that run when they are let."""
+
+    def __init__(self, server: Server) -> None:
+        self.began: asyncio.Queue[str] = asyncio.Queue()
+        self._gates: dict[str, asyncio.Event] = {}
+
+        @server.task
+        async def step(label: str, *given: str) -> str:
+            self._gates[label] = asyncio.Event()
+            await self.began.put(label)
+            await in_time(self._gates[label].wait())
+            return told(label, given)
+
+        @server.task
+        async def quick(label: str, *given: str) -> str:
+            return told(label, given)
+
+        self.step, self.quick = step, quick
+
+    def let(self, label: str) -> None:
+        self._gates[label].set()
+
+
+def long_chain(its: Slow) -> Chain[Any, Any]:
+    """Six slow steps, one of them a member that others have ended long before."""
+    step, quick = its.step, its.quick
+    members = (step.s("c1"), quick.s("c2"), chain(quick.s("c3"), step.s("c4"), step.s("c5")))
+    return chain(step.s("a"), step.s("b"), group(*members), group(quick.s("d1"), quick.s("d2")), step.s("e"))
+
+
+LONG_CHAIN = Line(
+    (
+        Step("a"),
+        Step("b"),
+        Fan((Step("c1"), Step("c2"), Line((Step("c3"), Step("c4"), Step("c5"))))),
+        Fan((Step("d1"), Step("d2"))),
+        Step("e"),
+    )
+)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_entries_live_as_long_as_there_is_progress(kind: str, tmp_path: Path) -> None:
+    clock = ManualClock()
+    server = _clocked(kind, tmp_path / "tasks.db", clock)
+    its = Slow(server)
+    async with server, Worker(server):
+        result = await server.send(long_chain(its))
+        for _ in range(6):
+            label = await in_time(its.began.get())
+            clock.advance(1.2)
+            its.let(label)
+        assert await result.get(PATIENCE) == computed(LONG_CHAIN).value
+        assert await result.progress() == Progress(done=5, failed=0, total=5)
+
+
+def _clocked(kind: str, path: Path, clock: Clock) -> Server:
+    """A server all of whose parts have this clock. Results are kept for 2 seconds."""
+    if kind == "memory":
+        store = MemoryStore()
+        backend = MemoryBackend(store, results_expire_in=2.0, clock=clock)
+        return Server(broker=MemoryBroker(store, clock=clock), backend=backend, clock=clock)
+    broker = SqliteBroker(path, lease=3600.0, clock=clock)
+    return Server(broker=broker, backend=SqliteBackend(path, results_expire_in=2.0, clock=clock), clock=clock)
+
+
+async def test_entries_live_as_long_as_there_is_progress_on_redis(redis_url: str) -> None:
+    server = Server(redis_url, settings=Settings.parse({"results_expire_in": 2}))
+    its = Slow(server)
+    async with server, Worker(server), Redis.from_url(redis_url) as client:
+
+        async def is_gone() -> bool:
+            return await client.get("a while") is None
+
+        result = await server.send(long_chain(its))
+        for _ in range(6):
+            label = await in_time(its.began.get())
+            await client.set("a while", "", px=600)
+            await eventually(is_gone)
+            its.let(label)
+        assert await result.get(PATIENCE) == computed(LONG_CHAIN).value
