@@ -4,6 +4,9 @@ VENV := $(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv)
 DEMO_VENV := $(VENV)-demo
 SHELL := /bin/bash
 ARGS :=
+# tests wait more than they compute: one more process than the smallest machine has cores
+PROCESSES := 3
+PYTEST = $(VENV)/bin/python -m pytest -n $(PROCESSES) --dist worksteal
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,12 +18,12 @@ demo: $(DEMO_VENV)/.installed
 test:            ## all tests, against real servers; ARGS="-k redis" for some of them
 test: $(VENV)/.installed
 	$(VENV)/bin/python tests/services.py install
-	$(VENV)/bin/python -m pytest -m "not long" $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
 
 test-long:       ## the tests that take minutes each
 test-long: $(VENV)/.installed
 	$(VENV)/bin/python tests/services.py install
-	$(VENV)/bin/python -m pytest -m long $(ARGS)
+	$(PYTEST) -m long $(ARGS)
 
 check:           ## style and types
 check: $(VENV)/.installed

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import blocking
-from tests.services import RedisServer, Server, ServiceMissing
+from tests.services import RedisServer, Server, ServiceMissing, share
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 DATABASES = 64
@@ -92,6 +92,12 @@ def start_server() -> Iterator[StartServer]:
 
 
 @pytest.fixture
+def lone_redis_url(start_server: StartServer) -> str:
+    """A Redis of this test's own, for what concerns a whole server: its scripts, its clients, its counters."""
+    return start_server(RedisServer()).url
+
+
+@pytest.fixture
 def redis_server(start_server: StartServer) -> RedisServer:
     """A Redis of this test's own, to kill and restart: what it confirmed is on disk (``appendfsync always``)."""
     return start_server(RedisServer(fsync="always"))
@@ -135,10 +141,11 @@ def _start(server: AnyServer) -> AnyServer:
 def _empty_database(url: str) -> Iterator[str]:
     """A database that was empty before, so that data that is not ours is never touched."""
     reason = f"no empty database on the Redis at {urlsplit(url).hostname}:{urlsplit(url).port}"
+    numbers = share(range(DATABASES))
     # another test run on the same server starts its search elsewhere
-    first = os.getpid() * 7 % DATABASES
-    for number in range(DATABASES):
-        database = urlunsplit(urlsplit(url)._replace(path=f"/{(first + number) % DATABASES}"))
+    first = os.getpid() * 7 % len(numbers)
+    for number in [*numbers[first:], *numbers[:first]]:
+        database = urlunsplit(urlsplit(url)._replace(path=f"/{number}"))
         with redis.Redis.from_url(database, socket_timeout=10, retry=Retry(NoBackoff(), 0)) as client:
             try:
                 if client.dbsize():

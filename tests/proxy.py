@@ -16,6 +16,8 @@ from typing import Self
 
 import hiredis
 
+from tests.services import free_port
+
 CHUNK = 65_536
 
 
@@ -44,13 +46,12 @@ class FaultProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
+        self.port = free_port()  # which stays free while the proxy refuses
         self.delay = 0.0
         self.requests: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.accept()
         return self
 
     async def __aexit__(self, *_: object) -> None:

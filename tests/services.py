@@ -12,6 +12,7 @@ Runs before there is an environment, so it needs nothing but the standard librar
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import shutil
@@ -328,13 +329,28 @@ def started(*servers: Server) -> Iterator[None]:
             server.stop()
 
 
+def share(numbers: Sequence[int]) -> Sequence[int]:
+    """Those of some numbers that are this process's alone, where pytest-xdist runs tests in several at once."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return numbers[worker % count :: count]  # one that replaces a crashed worker has a number above the count
+
+
 def free_port() -> int:
-    """A port on loopback that nobody listens on, below those of outgoing connections."""
-    for port in random.sample(PORTS, 200):
+    """A port on loopback that nobody listens on, below those of outgoing connections.
+
+    No other test of the run is given it, in whichever process: it stays free where nobody is to answer, and while its
+    server is down.
+    """
+    for port in itertools.islice(_ports, 200):
         with suppress(StartFailed):
             refuse_port_in_use(port)
             return port
     raise StartFailed(f"no free port found in {PORTS.start}-{PORTS.stop - 1}")
+
+
+# in an order that another run on this machine does not share, and each once before any comes again
+_ports = itertools.cycle(random.sample(share(PORTS), len(share(PORTS))))
 
 
 def refuse_port_in_use(port: int) -> None:

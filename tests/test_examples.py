@@ -26,7 +26,7 @@ from tests.services import free_port
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 NUMBERED = sorted(EXAMPLES.glob("[0-9]*.py"))
-DEADLINE = 60
+DEADLINE = 120
 
 
 class Program:
@@ -235,7 +235,7 @@ def _run(words: list[str], folder: Path, **environment: str) -> subprocess.Compl
         env=_environment(folder, **environment),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
 
 

@@ -19,6 +19,10 @@ LOOK_AT_ONCE = 500
 REST = 4.0
 """A pause is at least this many times as long as the look before it took: watching never fills the loop."""
 
+LONGEST_REST = 0.5
+"""The longest (seconds) that a look makes a pause for having taken long itself: often it did so because a task blocked
+the loop, or the store was away for a moment."""
+
 UNPROBED = 2.0
 """The longest (seconds) that ``has_changed`` can put off a look: entries also expire, which no probe shows."""
 
@@ -137,7 +141,7 @@ class Waiters:
             any_ended = await self._look_in_batches(list(self._watchers))
             self._last_round = loop.time()
         self._pause = self._shortest if any_ended else min(2 * self._pause, self._longest)
-        pause = max(self._pause, REST * (loop.time() - began))
+        pause = max(self._pause, min(REST * (loop.time() - began), LONGEST_REST))
         self._next_round = loop.time() + pause * random.uniform(0.75, 1.25)
 
     async def _is_worth_it(self) -> bool:

@@ -139,9 +139,14 @@ class TestRedisTurnLock(OnRedis, TurnLockContract):
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of the same database that knows nothing of us, as redis-cli or Go would be."""
-    async with Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), protocol=2) as client:
+    """A client of the same database that knows nothing of us."""
+    async with outsider(redis_url) as client:
         yield client
+
+
+def outsider(url: str) -> Redis:
+    """A client that knows nothing of us, as redis-cli or Go would be."""
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2)
 
 
 def signature(name: str, queue: str = "q", **fields: Any) -> Signature:
@@ -1128,8 +1133,8 @@ async def test_a_flush_under_a_worker_stops_nobody(redis_url: str, redis: Redis)
         assert list(await broker.fetch("q", 1, 0.05)) == []
 
 
-async def test_losing_its_scripts_is_no_harm_to_a_worker(redis_url: str, redis: Redis) -> None:
-    async with opened(RedisBroker(redis_url)) as broker:
+async def test_losing_its_scripts_is_no_harm_to_a_worker(lone_redis_url: str) -> None:
+    async with opened(RedisBroker(lone_redis_url)) as broker, outsider(lone_redis_url) as redis:
         await redis.script_flush()
         await broker.publish([message("a")])
         await redis.script_flush()
@@ -1173,10 +1178,10 @@ async def test_one_batch_settles_deliveries_of_many_queues_and_workers(redis_url
 
 
 async def test_an_idle_worker_keeps_its_lease_while_it_waits(redis_url: str) -> None:
-    async with opened(RedisBroker(redis_url, lease=0.6), RedisBroker(redis_url, lease=0.6)) as (broker, other):
+    async with opened(RedisBroker(redis_url, lease=1.5), RedisBroker(redis_url, lease=1.5)) as (broker, other):
         await broker.publish([message("a")])
         (held,) = await broker.fetch("q", 1, 0)
-        waiting = asyncio.create_task(broker.fetch("q", 1, 1.5))
+        waiting = asyncio.create_task(broker.fetch("q", 1, 3.0))
         while not waiting.done():
             await other.tend(["q"])
             await asyncio.sleep(0.05)
@@ -1308,9 +1313,9 @@ async def test_the_queues_that_were_used_are_known_to_others(redis_url: str) -> 
 # ------------------------------------------------------------------------------------------------- watching
 
 
-async def test_a_state_that_anybody_wrote_wakes(redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_state_that_anybody_wrote_wakes(lone_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncqueue.backends.redis.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
-    async with opened(RedisBackend(redis_url)) as backend:
+    async with opened(RedisBackend(lone_redis_url)) as backend, outsider(lone_redis_url) as redis:
         await backend.begin([pending("a"), pending("b"), pending("c")])
         endings = backend.watch(["task_a", "task_b", "task_c"])
         first = asyncio.ensure_future(anext(endings))
@@ -1328,8 +1333,9 @@ async def _is_tracked(redis: Redis) -> bool:
     return bool((await redis.info("stats"))["tracking_total_keys"])
 
 
-async def test_a_watch_survives_the_loss_of_its_connections(redis_url: str, redis: Redis) -> None:
-    async with opened(RedisBackend(redis_url, client_name="watcher")) as backend:
+async def test_a_watch_survives_the_loss_of_its_connections(lone_redis_url: str) -> None:
+    watcher = RedisBackend(lone_redis_url, client_name="watcher")
+    async with opened(watcher) as backend, outsider(lone_redis_url) as redis:
         await backend.begin([pending("a")])
         endings = backend.watch(["task_a"])
         first = asyncio.ensure_future(anext(endings))

@@ -13,7 +13,7 @@ from asyncqueue.config import Settings
 from asyncqueue.state import State
 
 T = TypeVar("T")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest
 
 T = TypeVar("T")
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 APP = """
 import asyncio
 import os

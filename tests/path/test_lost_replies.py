@@ -123,7 +123,7 @@ async def _go(url: str, queue: str, side: str, name: str | None, nth: int) -> st
 
 def _server(url: str, queue: str, ledger: Counter[str]) -> Server:
     settings = Settings.parse(
-        {"default_queue": queue, "worker": {"lease": 1.0}, "redis": {"delayed_tasks_poll_period": 20}}
+        {"default_queue": queue, "worker": {"lease": 5.0}, "redis": {"delayed_tasks_poll_period": 20}}
     )
     server = Server(url, settings=settings)
 
@@ -160,7 +160,7 @@ def _server(url: str, queue: str, ledger: Counter[str]) -> Server:
     @server.task
     async def slow() -> str:
         ledger["slow"] += 1
-        await asyncio.sleep(0.5)  # longer than two beats of the lease's heart
+        await asyncio.sleep(2.2)  # longer than two beats of the lease's heart
         return "slowly"
 
     return server

@@ -25,8 +25,11 @@ from asyncqueue.testing import Faults, ManualClock, with_faults
 from asyncqueue.wire import encode_state
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time
 
-SHORT = 1.0
-"""How long (seconds) results are kept here."""
+SHORT = 3.0
+"""How long (seconds) results are kept here: long enough for a slow machine to fetch one."""
+
+LONG = SHORT + 0.5
+"""What takes so long (seconds) outlives an entry."""
 
 
 # — waiting for what outlives its entry —
@@ -40,14 +43,14 @@ async def test_a_task_that_is_due_after_its_entry_would_expire_is_waited_for(sto
         return a + b
 
     async with bench.working(server):
-        sent = await add.with_(countdown=2 * SHORT).send(1, 2)
+        sent = await add.with_(countdown=LONG).send(1, 2)
         assert await in_time(sent.get()) == 3
 
 
 async def test_a_retry_that_is_due_after_its_entry_would_expire_is_waited_for(stores: Stores, bench: Bench) -> None:
     server = bench.server(results_expire_in=SHORT)
 
-    @server.task(retries=1, backoff=lambda attempt, previous: 2 * SHORT)
+    @server.task(retries=1, backoff=lambda attempt, previous: LONG)
     async def flaky(ctx: TaskContext) -> int:
         if ctx.attempt == 1:
             raise RuntimeError("not yet")
@@ -62,7 +65,7 @@ async def test_a_task_that_runs_longer_than_entries_are_kept_is_waited_for(store
 
     @server.task
     async def long() -> str:
-        await asyncio.sleep(3 * SHORT)
+        await asyncio.sleep(LONG)
         return "at last"
 
     async with bench.working(server):
@@ -230,13 +233,13 @@ async def test_callbacks_that_are_refused_after_the_success_was_recorded_leave_a
 
 
 async def test_a_watch_is_told_again_after_the_connection_that_reads_was_lost(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    lone_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A balancer that forgets idle connections tells neither end; the one that only listens would never notice."""
     monkeypatch.setattr("asyncqueue.backends.redis.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
-    backend = RedisBackend(redis_url)
+    backend = RedisBackend(lone_redis_url)
     await backend.open()
-    async with Redis.from_url(redis_url, protocol=2) as redis:
+    async with Redis.from_url(lone_redis_url, protocol=2) as redis:
 
         async def readers() -> list[dict[str, str]]:
             return [one for one in await redis.client_list() if "t" in one["flags"]]

@@ -613,7 +613,7 @@ async def test_a_worker_runs_once(one_store: Stores, bench: Bench) -> None:
 
 
 async def test_a_blocked_event_loop_does_not_lose_its_lease(durable: Stores, bench: Bench) -> None:
-    server, other = bench.server(lease=1.0), bench.server(lease=1.0)
+    server, other = bench.server(lease=2.0), bench.server(lease=2.0)
     runs: list[str] = []
     events: list[Event] = []
     server.events.listen(events.append)
@@ -623,7 +623,7 @@ async def test_a_blocked_event_loop_does_not_lose_its_lease(durable: Stores, ben
     async def block() -> str:
         runs.append("first")
         blocked.set()
-        time.sleep(2.5)  # that is what is tried here
+        time.sleep(3.0)  # that is what is tried here
         return "done"
 
     async def run_elsewhere() -> str:

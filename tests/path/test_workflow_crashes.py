@@ -32,7 +32,7 @@ PATIENCE = 60.0
 AT_ONCE = 16
 ROUND = 8
 MOST_WRITES = 80
-LEASE = 1.0
+LEASE = 2.0
 
 pytestmark = pytest.mark.timeout(600)  # processes by the hundred, on a machine that may be busy
 

@@ -24,7 +24,7 @@ from tests.path.bench import Stores
 from tests.path.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def server_with_tasks(server: Server, ledger: Ledger) -> Server:

@@ -16,7 +16,7 @@ PAGES = [PAGE, Path(__file__).with_name("workflows.py")]
 def _mypy(page: Path) -> subprocess.CompletedProcess[str]:
     """mypy with nothing but ``--strict``: as a user of the package runs it."""
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--explicit-package-bases", str(page)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -13,7 +13,7 @@ from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.engine.leases import LeaseKeeper
 from asyncqueue.testing import Faults, with_faults
 
-LEASE = 0.5
+LEASE = 1.5
 
 
 class Desk:
@@ -50,7 +50,7 @@ class Desk:
 async def test_what_is_held_stays_ours_beyond_its_lease(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "q.db")
     delivery = await desk.take()
-    await desk.beats(8)
+    await desk.beats(6)
     assert await desk.broker.fetch("q", 1, 0) == []
     assert await desk.broker.extend([delivery]) == []
     await desk.keeper.stop()
@@ -61,7 +61,7 @@ async def test_a_blocked_loop_does_not_stop_it(tmp_path: Path) -> None:
     desk = Desk(tmp_path / "q.db", blocked_after=0.3)
     delivery = await desk.take()
     await desk.beats(1)
-    time.sleep(3 * LEASE)  # that is what is tried here
+    time.sleep(2 * LEASE)  # that is what is tried here
     other = SqliteBroker(tmp_path / "q.db", lease=LEASE)
     await other.open()
     assert await other.fetch("q", 1, 0) == []
@@ -96,7 +96,7 @@ async def test_what_was_lost_is_told_and_what_was_let_go_is_not_extended(tmp_pat
     desk.keeper.release(delivery)
     assert desk.keeper.held == 0
     calls = desk.faults.calls["extend"]
-    await asyncio.sleep(LEASE)
+    await asyncio.sleep(LEASE / 2)
     assert desk.faults.calls["extend"] <= calls + 1  # one may have been under way
     await desk.keeper.stop()
     await desk.keeper.stop()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from asyncqueue.backends import waiting
 from asyncqueue.backends.waiting import LOOK_AT_ONCE, Waiters
 from asyncqueue.errors import BadMessage, Unavailable
 from asyncqueue.state import State, TaskState
@@ -123,6 +124,17 @@ async def test_where_nothing_is_heard_the_hub_looks_by_itself() -> None:
     store.write(State.PENDING, "a")
     watching = asyncio.create_task(watch(waiters, "a"))
     await store.until_looks(4)
+    store.write(State.SUCCESS, "a")
+    assert await watching == {"a": State.SUCCESS}
+
+
+async def test_a_look_that_took_long_does_not_put_off_the_next_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "REST", 1e9)  # by which every look took long
+    store = Store()
+    waiters = Waiters(store.get, shortest=0.001, longest=0.01)
+    store.write(State.PENDING, "a")
+    watching = asyncio.create_task(watch(waiters, "a"))
+    await store.until_looks(3)
     store.write(State.SUCCESS, "a")
     assert await watching == {"a": State.SUCCESS}
 
