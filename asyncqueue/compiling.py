@@ -30,6 +30,7 @@ from asyncqueue.workflow import (
     ON_FAILURE_HEADER,
     PASS,
     PLAN_HEADER,
+    WORKFLOW_HEADER,
     Compiled,
     Join,
     Node,
@@ -73,6 +74,7 @@ def compiled(
     so, and ``MessageTooLarge`` for a task that no message holds.
     """
     compiler = _Compiler(default_queue, limits, new_id or _random_id, go_compat, max_tasks)
+    compiler.name_whole(node)
     return compiler.finished(*compiler.node(node, "", _After()))
 
 
@@ -90,7 +92,8 @@ def continued(
     repeated goes on as the same tasks. Raises as ``compiled`` does."""
     attempt = attempt_of(original) if attempt is None else attempt
     ids = ids_from(f"{original.uuid}/{attempt}")
-    compiler = _Compiler(default_queue, limits, ids, go_compat, MAX_TASKS)
+    compiler = _Compiler(default_queue, limits, ids, go_compat, MAX_TASKS, _wholes_of(original))
+    compiler.name_whole(node)
     successors = [_Entry(each, not original.immutable) for each in original.on_success or ()]
     plan_id = header(original, PLAN_HEADER)
     if plan_id is not None:
@@ -110,7 +113,9 @@ def added(
 ) -> Compiled:
     """More members of the group that ``original`` is a member of; ``first`` is the number of the first one among all
     that ``original`` adds. The same number gets the same UUIDs. Raises as ``compiled`` does."""
-    compiler = _Compiler(default_queue, limits, ids_from(f"{original.uuid}/added"), False, MAX_TASKS)
+    compiler = _Compiler(
+        default_queue, limits, ids_from(f"{original.uuid}/added"), False, MAX_TASKS, _wholes_of(original)
+    )
     after = _After(membership=_membership_of(original))
     parts = [compiler.node(node, str(number), after) for number, node in enumerate(nodes, first)]
     entries = tuple(entry for some, _ in parts for entry in some)
@@ -184,17 +189,28 @@ class _Compiler:
     new_id: NewId
     go_compat: bool
     max_tasks: int
+    wholes: tuple[str, ...] = ()  # the plans that name all tasks of the workflows that these are part of
     plans: dict[str, Plan] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)  # of the tasks that have a UUID already
     _open: list[Node] = field(default_factory=list)
     _sizes: dict[int, tuple[Signature, _Size]] = field(default_factory=dict)  # a signature that is kept keeps its id
     _planned: int = 0
+    _whole: str = ""
 
     def finished(self, entries: Sequence[_Entry], outline: Outline) -> Compiled:
         signatures = tuple(entry.signature for entry in entries)
         for each in signatures:
             self._check_size(each)
-        return Compiled(signatures, tuple(self.plans.values()), outline)
+        plans = tuple(self.plans.values())
+        whole = Plan(self._whole, (), tuple(_ids_in(signatures, plans))) if self._whole else None
+        return Compiled(signatures, plans, outline, whole)
+
+    def name_whole(self, node: Node) -> None:
+        """Give a workflow that has steps a name, by which the entries of its first ones are kept to its end. The entry
+        of a group does that for what has none."""
+        if _has_steps(node):
+            self._whole = f"plan_{self.new_id('whole')}"
+            self.wholes = (*self.wholes, self._whole)
 
     # — nodes —
 
@@ -348,6 +364,7 @@ class _Compiler:
         if problem is not None:
             raise ArgumentError(f"{name} needs a queue beside that of its neighbours: {problem}")
         signature = made(Signature, uuid=uuid or f"task_{self.new_id(path)}", name=name, routing_key=queue)
+        signature = self._of_whole(signature)
         self._claim(signature)
         return signature
 
@@ -432,8 +449,12 @@ class _Compiler:
             )
         filled = made(Signature, **{**{name: getattr(given, name) for name in Signature.model_fields}, **changes})
         if counts:
+            filled = self._of_whole(filled)
             self._claim(filled)
         return filled
+
+    def _of_whole(self, signature: Signature) -> Signature:
+        return with_header(signature, WORKFLOW_HEADER, " ".join(self.wholes)) if self.wholes else signature
 
     # — checks —
 
@@ -546,6 +567,40 @@ def _entering(entry: _Entry, group_id: str) -> _Entry:
     others = header(entry.signature, ENTERS_HEADER)
     entered = with_header(entry.signature, ENTERS_HEADER, f"{group_id} {others}" if others else group_id)
     return _Entry(entered, entry.takes, entry.sealed)
+
+
+def _wholes_of(signature: Signature) -> tuple[str, ...]:
+    return tuple((header(signature, WORKFLOW_HEADER) or "").split())
+
+
+def _has_steps(workflow: Node) -> bool:
+    """Whether a chain is in it. Parts may be shared, and one that is a part of itself is found out elsewhere."""
+    waiting, seen = [workflow], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        match node:
+            case Series(links):
+                if len(links) > 1:
+                    return True
+                waiting.extend(links)
+            case Parallel(members):
+                waiting.extend(members)
+            case Join(group, callback):
+                waiting += (group, callback)
+    return False
+
+
+def _ids_in(signatures: Sequence[Signature], plans: Sequence[Plan]) -> dict[str, None]:
+    """The UUIDs of all tasks and groups, and of the plans."""
+    ids = dict.fromkeys(plan.plan_id for plan in plans)
+    for each in tasks_in(signatures, plans):
+        ids[each.uuid] = None
+        if each.group_uuid:
+            ids[each.group_uuid] = None
+    return ids
 
 
 def _membership_of(signature: Signature) -> _Membership | None:

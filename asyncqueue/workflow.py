@@ -31,6 +31,10 @@ BROKEN_HEADER = "aq-broken"
 """On a task that will never run because one before the named groups failed: to these it is no failed member, which
 could be skipped, but the end of what leads to them."""
 
+WORKFLOW_HEADER = "aq-workflow"
+"""On the tasks of a workflow that has steps: the plans, with spaces between, that name all that is in it. They have no
+signatures; whatever a worker does for one of its tasks keeps the entries of all of them."""
+
 COUNTDOWN_HEADER = "aq-countdown"
 """On ``aq.deadline``: the time of its group in seconds, from when it is sent."""
 
@@ -129,11 +133,18 @@ class Outline:
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A workflow as it is sent: ``entries`` are sent first and in this order, everything else is inside of them or in
-    ``plans``."""
+    ``plans``. ``whole`` is a plan without signatures that names all of it, where it has steps.
+    """
 
     entries: tuple[Signature, ...]
     plans: tuple[Plan, ...]
     outline: Outline
+    whole: Plan | None = None
+
+    @property
+    def kept(self) -> tuple[Plan, ...]:
+        """All that the backend keeps of it beside states and groups."""
+        return self.plans if self.whole is None else (*self.plans, self.whole)
 
     @property
     def needs_backend(self) -> str:

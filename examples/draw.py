@@ -81,7 +81,8 @@ class Drawing:
         if each.group_uuid:
             facts.append(f"in {self.groups[each.group_uuid]} of {each.group_task_count}")
         named = {**self.plans, **self.groups}
-        return facts + [f"{name}: {named.get(str(value), value)}" for name, value in (each.headers or {}).items()]
+        headers = {name: value for name, value in (each.headers or {}).items() if name != "aq-workflow"}  # all have it
+        return facts + [f"{name}: {named.get(str(value), value)}" for name, value in headers.items()]
 
 
 if __name__ == "__main__":

@@ -216,8 +216,8 @@ class Execution:
             failed = Failed(error_text(exc))
             self._tell(failed, delivery, signature, context.attempt, exc)
             return failed
-        if going_on.plans and backend is not None:
-            await self._patience.insist("write plans", lambda: backend.put_plans(going_on.plans))
+        if going_on.kept and backend is not None:
+            await self._patience.insist("write plans", lambda: backend.put_plans(going_on.kept))
         return Replaced(going_on.entries)
 
     async def _wrapped(

@@ -31,6 +31,7 @@ from asyncqueue.workflow import (
     ATTEMPT_HEADER,
     ON_FAILURE_HEADER,
     PLAN_HEADER,
+    WORKFLOW_HEADER,
     MemberFailure,
     companion,
     cut_off,
@@ -49,7 +50,7 @@ def after_success(
         passed = () if signature.immutable else tuple(Arg(type=each.type, value=each.value) for each in results)
         ready = _ready(signature, "success", [_appended(each, passed) for each in signature.on_success], now_ns)
         base = _sending(base, ready, rules, now_ns)
-    elif member is None:
+    elif member is None and header(signature, WORKFLOW_HEADER) is None:
         return base
     return replace(base, member=member, alive=family(signature))
 
@@ -63,6 +64,8 @@ def after_failure(base: Settled, signature: Signature, error: str, rules: Rules,
     if signature.on_success:
         never, told = _consequences(signature, error, rules, now_ns)
         base = replace(base, ended=never, publish=(*base.publish, *told))
+    if header(signature, WORKFLOW_HEADER) is not None:
+        base = replace(base, alive=family(signature))
     member, callback = member_of(signature), signature.chord_callback
     if member is None or callback is None:
         return base
@@ -133,8 +136,11 @@ def policy_of(callback: Signature) -> str:
 
 
 def family(signature: Signature) -> tuple[str, ...]:
-    """The UUIDs of all that waits for a task: its group, what follows it and what follows that. The one whose time is
-    looked at comes first."""
+    """The UUIDs of all that is to live as long as a task's workflow goes on: the plan that names it all; or, of one
+    without steps, what waits for the task. The one whose time is looked at comes first."""
+    wholes = header(signature, WORKFLOW_HEADER)
+    if wholes is not None:
+        return (*wholes.split(), signature.group_uuid) if signature.group_uuid else tuple(wholes.split())
     found = dict.fromkeys(_ids_around(signature))
     found.pop(signature.uuid, None)
     return tuple(found)

@@ -180,7 +180,7 @@ class Publisher:
             states=[changed(pending(each, now), {"not_before": due}) for each in tasks],
             messages=[each.message for each in prepared],
             groups=[changed(each, {"created_at": now, "not_before": due}) for each in groups],
-            plans=[replace(each, not_before=due) for each in workflow.plans],
+            plans=[replace(each, not_before=due) for each in workflow.kept],
         )
 
     async def _insist(self, work: Outgoing) -> None:

@@ -94,6 +94,20 @@ async def test_a_member_that_ends_after_another_was_put_off_shortens_nothing(sto
         assert await handle.get(PATIENCE) == 13
 
 
+async def test_the_first_results_of_a_chain_are_there_when_the_last_one_is(stores: Stores, bench: Bench) -> None:
+    server = bench.server(results_expire_in=KEPT)
+
+    @server.task
+    async def longer(number: int) -> int:
+        await asyncio.sleep(KEPT / 3)
+        return number + 1
+
+    async with bench.working(server):
+        handle = await server.send(chain(longer.s(0), *[longer.s()] * 5))
+        assert await handle.get(PATIENCE) == 6
+        assert await handle.links[0].get(PATIENCE) == 1
+
+
 async def test_later_parts_may_be_due_later_too(stores: Stores, bench: Bench) -> None:
     server = bench.server(results_expire_in=KEPT)
     add = adding(server)

@@ -12,6 +12,7 @@ import pytest
 from asyncqueue import (
     ArgumentError,
     AsyncResult,
+    GroupResult,
     MemberFailed,
     NoBackend,
     ResultExpired,
@@ -122,7 +123,8 @@ async def test_a_task_that_went_on_as_another_has_its_result(anywhere: Stores, b
     async with bench.working(server):
         result: AsyncResult[Any] = await server.send_task(number.s())
         assert await in_time(result.get()) == "word 1"
-        assert await in_time(await server.send_group(group(number.s()))) == ["word 1"]
+        became: GroupResult[Any] = await server.send_group(group(number.s()))
+        assert await in_time(became) == ["word 1"]
 
 
 async def test_a_chain_that_ends_in_a_group_returns_a_list(anywhere: Stores, bench: Bench) -> None:
@@ -195,7 +197,7 @@ async def test_the_task_is_named_that_failed_inside_of_a_member(anywhere: Stores
             chain(crew.add.s(), group(crew.add.s(), inner)),
             chord([crew.add.s(), group(inner)], chain(crew.add.s(), crew.add.s())),
         ):
-            result = await server.send(workflow)  # type: ignore[call-overload]  # one of several kinds
+            result = await server.send(workflow)
             with pytest.raises(MemberFailed, match="no such luck") as caught:
                 await in_time(result.get())
             assert (caught.value.index, caught.value.task_id) == (1, "task_guilty")
@@ -315,7 +317,7 @@ async def test_a_result_that_is_late_is_told_and_can_be_asked_for_again(one_stor
     async with bench.working(server):
         for workflow in (chain(crew.add.s(1), crew.held.s()), group(crew.add.s(2), crew.held.s(1))):
             crew.gates.clear()
-            result = await server.send(workflow)  # type: ignore[call-overload]  # one of several kinds
+            result = await server.send(workflow)
             for timeout in (0, 0.01):
                 with pytest.raises(ResultTimeout, match=f"{result.id} did not end within {timeout:g} s"):
                     await result.get(timeout)
@@ -430,7 +432,7 @@ async def test_groups_need_a_backend_and_chains_do_not() -> None:
             ("group", chain(add.s(), group(add.s()))),
         ):
             with pytest.raises(NoBackend, match=f"a {verb} needs a result backend"):
-                await server.send(workflow)  # type: ignore[call-overload]  # one of several kinds
+                await server.send(workflow)
         assert await server.get_pending_tasks() == []
         result = await server.send_chain(chain(add.s(1), add.s(2)))
         assert len(await server.get_pending_tasks()) == 1

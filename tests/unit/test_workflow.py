@@ -33,6 +33,7 @@ from asyncqueue.workflow import (
     ON_FAILURE_HEADER,
     PASS,
     PLAN_HEADER,
+    WORKFLOW_HEADER,
     Compiled,
     Join,
     MemberFailure,
@@ -402,11 +403,11 @@ def published(path: Path) -> list[Signature]:
 
 def as_sent_by_go(signature: Signature) -> Signature:
     """With what is of no meaning made equal: Machinery leaves queues of callbacks open until they are sent, and makes
-    empty headers here and there."""
+    empty headers here and there; the name of the whole is a header of ours."""
     callback = signature.chord_callback
     return signature.with_changes(
         routing_key="",
-        headers=signature.headers or None,
+        headers={name: each for name, each in (signature.headers or {}).items() if name != WORKFLOW_HEADER} or None,
         on_success=tuple(map(as_sent_by_go, signature.on_success)) if signature.on_success else None,
         chord_callback=as_sent_by_go(callback) if callback is not None else None,
     )
