@@ -101,6 +101,9 @@ def group_completed(
             text = f"member {name!r} ({task_id}) of group {group.group_uuid} failed: {error}"
             return group_failed(group.group_uuid, callback, text, rules, now_ns)
     ready = _appended(callback, () if callback.immutable else tuple(args))
+    if len(ready.args or ()) > rules.limits.max_args:
+        text = f"the results of its group make {len(ready.args or ())} arguments, the limit is {rules.limits.max_args}"
+        return group_failed(group.group_uuid, callback, text, rules, now_ns)
     try:
         sent = message(with_headers(ready, aq_check="1"), rules.default_queue, now_ns)
     except ArgumentError as exc:
