@@ -78,7 +78,7 @@ AT_ONCE = 500
 MAX_BATCH = 1_000
 """The most messages that one fetch takes. Lua can spread out only so many words of a command."""
 
-MAX_BLOCKED = 4
+MAX_BLOCKED = 8
 """The most connections of an instance that wait in BLMOVE; further queues are polled."""
 
 POLL = 0.1
