@@ -7,8 +7,10 @@ them, since a suite that ran nothing has shown nothing.
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -19,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import blocking
-from tests.services import RedisServer, Server, ServiceMissing
+from tests.services import RABBITMQ, RabbitServer, RedisServer, Server, ServiceMissing
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 DATABASES = 64
@@ -32,6 +34,20 @@ class StartServer(Protocol):
 
 
 blocking.watch()
+_RABBIT = RabbitServer(tls=True)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """RabbitMQ takes seconds to start: if any test wants it, it starts while others run."""
+    wanted = any("shared_rabbitmq" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        with suppress(ServiceMissing):  # the tests that want it say so
+            _RABBIT.launch()
+
+
+def pytest_sessionfinish() -> None:
+    """Whatever became of the tests, it is not left behind."""
+    _RABBIT.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +91,24 @@ def shared_redis_tls() -> Iterator[str]:
 def redis_tls_url(shared_redis_tls: str) -> Iterator[str]:
     """``rediss://…/N?ssl_ca_certs=…``: an empty database behind TLS; its certificate is for localhost."""
     yield from _empty_database(shared_redis_tls)
+
+
+@pytest.fixture(scope="session")
+def shared_rabbitmq() -> RabbitServer:
+    """One RabbitMQ for the whole session. Most tests want ``amqp_url`` instead, which is a virtual host of it."""
+    if not RABBITMQ.path:
+        unavailable(f"RabbitMQ needs the program {RABBITMQ.command}: apt-get install {RABBITMQ.package}")
+    _RABBIT.wait_ready()
+    return _RABBIT
+
+
+@pytest.fixture
+def amqp_url(shared_rabbitmq: RabbitServer) -> Iterator[str]:
+    """``amqp://…/vhost``: a virtual host for this test alone, gone at its end."""
+    name = f"test-{secrets.token_hex(4)}"
+    shared_rabbitmq.manage("PUT", f"vhosts/{name}")
+    yield f"{shared_rabbitmq.url}{name}"
+    shared_rabbitmq.manage("DELETE", f"vhosts/{name}")
 
 
 @pytest.fixture

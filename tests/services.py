@@ -12,6 +12,8 @@ Runs before there is an environment, so it needs nothing but the standard librar
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
 import random
 import shutil
@@ -27,14 +29,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 VARIABLES = {
     "REDIS_URL": "a Redis whose empty databases the tests may use, e.g. redis://127.0.0.1:6379/0",
     "REDIS_TLS_URL": "the same over TLS, e.g. rediss://localhost:6380/0?ssl_ca_certs=.services/tls/ca.crt",
 }
-START_DEADLINE = 30.0
+START_DEADLINE = 90.0
 STOP_DEADLINE = 15.0
 # below the range that outgoing connections take their ports from, so that nobody is given ours by chance
 PORTS = range(20_000, 32_000)
@@ -70,7 +73,9 @@ class Program:
 
 REDIS = Program("redis-server", "redis-server", "Redis")
 OPENSSL = Program("openssl", "openssl", "TLS")
-PROGRAMS = (REDIS, OPENSSL)
+RABBITMQ = Program("rabbitmq-server", "rabbitmq-server", "RabbitMQ")
+EPMD = Program("epmd", "erlang-base", "RabbitMQ")
+PROGRAMS = (REDIS, OPENSSL, RABBITMQ)
 
 
 class Server(ABC):
@@ -100,6 +105,10 @@ class Server(ABC):
     @abstractmethod
     def answers(self) -> bool:
         """Whether it is this very process that answers, and is ready."""
+
+    def environment(self) -> Mapping[str, str] | None:
+        """The environment of the process; None: ours."""
+        return None
 
     # what all of them do
 
@@ -139,7 +148,12 @@ class Server(ABC):
             self.prepare()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self.command(),
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def wait_ready(self) -> None:
@@ -312,6 +326,159 @@ class RedisServer(Server):
     @property
     def _credentials(self) -> str:
         return f":{quote(self.password, safe='')}@" if self.password else ""
+
+
+class RabbitServer(Server):
+    """A RabbitMQ node of our own, with its own cookie, port mapper and ports.
+
+    ``tls`` adds a TLS port with certificates made for it. ``options`` are further lines of its configuration. Its
+    management API answers on ``management_port``, as guest.
+    """
+
+    name = "rabbitmq-server"
+    scripts = Path("/usr/lib/rabbitmq/bin")
+
+    def __init__(self, *, tls: bool = False, options: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.tls = tls
+        self.options = dict(options or {})
+        self.port = 0
+        self.tls_port = 0
+        self.management_port = 0
+        self._epmd_port = 0
+        self._distribution_port = 0
+        self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """``amqp://guest:guest@127.0.0.1:…/``."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def tls_url(self) -> str:
+        """``amqps://guest:guest@localhost:…/`` with the authority to trust in ``cafile``."""
+        return f"amqps://guest:guest@localhost:{self.tls_port}/?cafile={self.folder / 'ca.crt'}"
+
+    def prepare(self) -> None:
+        RABBITMQ.require()
+        EPMD.require()
+        if self.tls:
+            make_certificates(self.folder)
+        self.port, self.management_port = free_port(), free_port()
+        self._epmd_port, self._distribution_port = free_port(), free_port()
+        self.tls_port = free_port() if self.tls else 0
+
+    def launch(self) -> None:
+        if self._folder is None:
+            self.prepare()
+        if self._epmd is None:
+            # of our own: the one that the node would start itself is shared by all and outlives it
+            with self.log.with_name("epmd.log").open("ab") as log:
+                self._epmd = subprocess.Popen(
+                    [EPMD.require(), "-port", str(self._epmd_port), "-address", "127.0.0.1"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            self._await_epmd()
+        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
+        super().launch()
+
+    def command(self) -> Sequence[str]:
+        for port in filter(None, (self.port, self.tls_port, self.management_port, self._distribution_port)):
+            refuse_port_in_use(port)
+        settings = {
+            "listeners.tcp.1": f"127.0.0.1:{self.port}",
+            "management.tcp.ip": "127.0.0.1",
+            "management.tcp.port": str(self.management_port),
+            "log.console": "true",
+            "log.console.level": "info",
+        }
+        if self.tls:
+            settings |= {
+                "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
+                "ssl_options.cacertfile": str(self.folder / "ca.crt"),
+                "ssl_options.certfile": str(self.folder / "server.crt"),
+                "ssl_options.keyfile": str(self.folder / "server.key"),
+            }
+        lines = [f"{key} = {value}" for key, value in (settings | self.options).items()]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+        cookie = self.folder / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.write_text(f"{random.getrandbits(128):032x}")
+            cookie.chmod(0o400)
+        # not the wrapper in PATH, which becomes another user and other folders
+        return [str(self.scripts / "rabbitmq-server")]
+
+    def environment(self) -> Mapping[str, str] | None:
+        folder = self.folder
+        return {
+            "PATH": os.environ.get("PATH", ""),
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._distribution_port),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "logs"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # the start script becomes the node, so that a signal to our process is one to the node
+            "RUNNING_UNDER_SYSTEMD": "1",
+        }
+
+    def answers(self) -> bool:
+        return "Server startup complete" in self.log.read_text(errors="replace")
+
+    def manage(self, method: str, path: str, body: object = None) -> Any:
+        """One call of the management API, e.g. ``manage("GET", "queues/%2F")``; None where it answers nothing."""
+        login = base64.b64encode(b"guest:guest").decode()
+        request = Request(
+            f"http://127.0.0.1:{self.management_port}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+            method=method,
+        )
+        with urlopen(request, timeout=30) as reply:
+            text = reply.read()
+        return json.loads(text) if text else None
+
+    def control(self, *words: str) -> str:
+        """One call of ``rabbitmqctl``, which takes a second or two; what it printed."""
+        done = subprocess.run(
+            [str(self.scripts / "rabbitmqctl"), *words],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(words)} failed: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+        epmd, self._epmd = self._epmd, None
+        if epmd is not None:
+            epmd.kill()
+            epmd.wait()
+        super().stop()
+
+    def _await_epmd(self) -> None:
+        deadline = time.monotonic() + START_DEADLINE
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self._epmd_port), timeout=1):
+                return
+            time.sleep(0.02)
+        raise StartFailed(f"epmd did not answer within {START_DEADLINE:g} s")
 
 
 @contextmanager
