@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import blocking
-from tests.services import RABBITMQ, RabbitServer, RedisServer, Server, ServiceMissing
+from tests.services import RABBITMQ, ElasticServer, RabbitServer, RedisServer, Server, ServiceMissing
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 DATABASES = 64
@@ -109,6 +109,18 @@ def amqp_url(shared_rabbitmq: RabbitServer) -> Iterator[str]:
     shared_rabbitmq.manage("PUT", f"vhosts/{name}")
     yield f"{shared_rabbitmq.url}{name}"
     shared_rabbitmq.manage("DELETE", f"vhosts/{name}")
+
+
+@pytest.fixture(scope="session")
+def shared_sqs() -> Iterator[str]:
+    """The URL of one SQS for the whole session: that of ``SQS_URL``, or an ElasticMQ of our own. Whoever uses it makes
+    up names for its queues."""
+    if url := os.environ.get("SQS_URL"):
+        yield url
+        return
+    server = _start(ElasticServer())
+    yield server.url
+    server.stop()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from urllib.request import Request, urlopen
 VARIABLES = {
     "REDIS_URL": "a Redis whose empty databases the tests may use, e.g. redis://127.0.0.1:6379/0",
     "REDIS_TLS_URL": "the same over TLS, e.g. rediss://localhost:6380/0?ssl_ca_certs=.services/tls/ca.crt",
+    "SQS_URL": "an SQS in which the tests may make queues, e.g. http://test:test@127.0.0.1:9324/000000000000?region=x",
 }
 START_DEADLINE = 90.0
 STOP_DEADLINE = 15.0
@@ -75,7 +77,90 @@ REDIS = Program("redis-server", "redis-server", "Redis")
 OPENSSL = Program("openssl", "openssl", "TLS")
 RABBITMQ = Program("rabbitmq-server", "rabbitmq-server", "RabbitMQ")
 EPMD = Program("epmd", "erlang-base", "RabbitMQ")
-PROGRAMS = (REDIS, OPENSSL, RABBITMQ)
+JAVA = Program("java", "default-jre-headless", "SQS")
+MAVEN = Program("mvn", "maven", "SQS")
+PROGRAMS = (REDIS, OPENSSL, RABBITMQ, JAVA, MAVEN)
+SERVICES = Path(__file__).resolve().parent.parent / ".services"
+
+
+@dataclass(frozen=True, slots=True)
+class Jars:
+    """A Java program and all that it needs: a folder of jars, which Maven fetches from wherever it is set up to.
+
+    ``sha256`` is that of the lines ``<name> <sha256 of the file>`` of all of them, sorted.
+    """
+
+    group: str
+    artifact: str
+    version: str
+    main: str
+    sha256: str
+    serves: str
+
+    @property
+    def folder(self) -> Path:
+        """Where they are kept; ``make clean`` removes them."""
+        return SERVICES / f"{self.artifact}-{self.version}"
+
+    @property
+    def are_here(self) -> bool:
+        """Whether they were fetched before."""
+        return self.folder.is_dir()
+
+    def require(self) -> str:
+        """Their class path; raises ``ServiceMissing``."""
+        if self.are_here:
+            return f"{self.folder}/*"
+        raise ServiceMissing(f"{self.serves} needs {self.artifact} {self.version}: python tests/services.py install")
+
+    def fetch(self) -> None:
+        """Fetch and check them; raises ``ServiceMissing``. They are all there afterwards, or none is."""
+        maven = MAVEN.require()
+        print(f"fetching {self.artifact} {self.version} with Maven", flush=True)
+        SERVICES.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=SERVICES) as folder:
+            pom, jars = Path(folder, "pom.xml"), Path(folder, "jars")
+            pom.write_text(_POM.format(jars=self))
+            command = [maven, "-q", "-B", "--strict-checksums", "-f", str(pom), _COPY_DEPENDENCIES]
+            command.append(f"-DoutputDirectory={jars}")
+            if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
+                raise ServiceMissing(f"{self.serves}: Maven could not fetch {self.artifact} {self.version}")
+            if (found := _sha256_of(jars)) != self.sha256:
+                raise ServiceMissing(f"{self.artifact} {self.version}: the sha256 is {found}, expected {self.sha256}")
+            jars.rename(self.folder)
+
+
+ELASTICMQ = Jars(
+    group="org.elasticmq",
+    artifact="elasticmq-server_2.13",
+    version="1.7.1",
+    main="org.elasticmq.server.Main",
+    sha256="6b57a0a18f71ed651ad89306f5d01d15120fb78ec74e31299e484f8e3985bc24",
+    serves="SQS",
+)
+_COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_POM = """\
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>asyncqueue.tests</groupId>
+  <artifactId>jars</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>{jars.group}</groupId>
+      <artifactId>{jars.artifact}</artifactId>
+      <version>{jars.version}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+
+def _sha256_of(folder: Path) -> str:
+    """One checksum for the names and contents of all files in a folder."""
+    lines = [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in sorted(folder.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Server(ABC):
@@ -481,6 +566,56 @@ class RabbitServer(Server):
         raise StartFailed(f"epmd did not answer within {START_DEADLINE:g} s")
 
 
+class ElasticServer(Server):
+    """An ElasticMQ of our own: SQS with the limits of AWS, in memory."""
+
+    name = "ElasticMQ"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        """``http://host:port``, as an SQS client wants it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """``http://key:secret@host:port/account?region=…``, as a broker wants it. It takes any key."""
+        return f"http://test:test@127.0.0.1:{self.port}/000000000000?region=elasticmq"
+
+    def prepare(self) -> None:
+        JAVA.require()
+        ELASTICMQ.require()
+        self.port = free_port()
+
+    def command(self) -> Sequence[str]:
+        refuse_port_in_use(self.port)
+        config = self.folder / "elasticmq.conf"
+        config.write_text(_ELASTICMQ_CONFIG.format(port=self.port))
+        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        return [JAVA.require(), *small, f"-Dconfig.file={config}", "-cp", ELASTICMQ.require(), ELASTICMQ.main]
+
+    def launch(self) -> None:
+        if self._folder is None:
+            self.prepare()
+        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
+        super().launch()
+
+    def answers(self) -> bool:
+        # said last, and only where the port was free
+        return "=== ElasticMQ server" in self.log.read_text(errors="replace")
+
+
+_ELASTICMQ_CONFIG = """\
+include classpath("application.conf")
+node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
+rest-stats {{ enabled = false }}
+"""
+
+
 @contextmanager
 def started(*servers: Server) -> Iterator[None]:
     """Start servers in parallel and stop them at the end; leaves none behind when one of them fails."""
@@ -567,12 +702,21 @@ def _request(*parts: str) -> bytes:
 
 def install() -> int:
     """Install what is missing; 0 when the tests can go on (at home they skip what is missing)."""
-    if any(program.path is None for program in PROGRAMS):
-        if os.geteuid() == 0 and shutil.which("apt-get"):
-            _apt_install([program.package for program in PROGRAMS if program.path is None])
+    if _missing_programs() and os.geteuid() == 0 and shutil.which("apt-get"):
+        _apt_install([program.package for program in _missing_programs()])
+    if not ELASTICMQ.are_here:
+        try:
+            ELASTICMQ.fetch()
+        except ServiceMissing as exc:
+            print(exc, file=sys.stderr)
+    is_missing = bool(_missing_programs()) or not ELASTICMQ.are_here
+    if is_missing:
         status()
-    missing = any(program.path is None for program in PROGRAMS)
-    return 1 if missing and os.environ.get("CI") == "true" else 0
+    return 1 if is_missing and os.environ.get("CI") == "true" else 0
+
+
+def _missing_programs() -> list[Program]:
+    return [program for program in PROGRAMS if program.path is None]
 
 
 def _apt_install(packages: Sequence[str]) -> None:
@@ -586,9 +730,10 @@ def _apt_install(packages: Sequence[str]) -> None:
 
 def status() -> int:
     """Print what is here; 0 when nothing is missing."""
-    missing = [program for program in PROGRAMS if program.path is None]
+    missing = _missing_programs()
     for program in PROGRAMS:
         print(f"{program.serves:8} {program.path or f'MISSING: {program.command} (package {program.package})'}")
+    print(f"{ELASTICMQ.serves:8} {ELASTICMQ.folder if ELASTICMQ.are_here else f'MISSING: {ELASTICMQ.artifact}'}")
     for variable, meaning in VARIABLES.items():
         print(f"{variable:14} {'is set' if os.environ.get(variable) else f'is not set ({meaning})'}")
     if missing:
@@ -597,7 +742,9 @@ def status() -> int:
         print(f"    apt-get install {packages}")
         print("or start the servers with `docker compose up` and set the variables above; tests that kill a server")
         print("need the programs themselves.")
-    return 1 if missing else 0
+    if not ELASTICMQ.are_here:
+        print("\nTests of SQS are skipped. Where there is Maven:\n    python tests/services.py install")
+    return 1 if missing or not ELASTICMQ.are_here else 0
 
 
 def run(command: Sequence[str]) -> int:
