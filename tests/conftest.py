@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pytest
 import redis
+from botocore.session import get_session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -121,6 +122,25 @@ def shared_sqs() -> Iterator[str]:
     server = _start(ElasticServer())
     yield server.url
     server.stop()
+
+
+@pytest.fixture
+def sqs_url(shared_sqs: str) -> Iterator[str]:
+    """The URL of an SQS; the queues that the test makes are gone at its end."""
+    parts = urlsplit(shared_sqs)
+    client = get_session().create_client(
+        "sqs",
+        region_name=dict(parse_qsl(parts.query)).get("region"),
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        aws_access_key_id=parts.username,
+        aws_secret_access_key=parts.password,
+    )
+    before = set(client.list_queues().get("QueueUrls", ()))
+    yield shared_sqs
+    for url in client.list_queues().get("QueueUrls", ()):
+        if url not in before:
+            client.delete_queue(QueueUrl=url)
+    client.close()
 
 
 @pytest.fixture
