@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Reconnecting
@@ -39,6 +40,7 @@ _MEMORY = Driver(
     "asyncqueue.backends.memory:MemoryBackend",
     "asyncqueue.locks.memory:MemoryLock",
 )
+_SQS = Driver("asyncqueue.brokers.sqs:SqsBroker", None, None, extra="aws")
 
 DRIVERS: Mapping[str, Driver] = {
     "sqlite": _SQLITE,
@@ -47,6 +49,8 @@ DRIVERS: Mapping[str, Driver] = {
     "redis+socket": _REDIS,
     "memory": _MEMORY,
     "eager": _MEMORY,
+    "https": _SQS,
+    "http": _SQS,
 }
 """Every scheme that this version knows."""
 
@@ -54,7 +58,6 @@ DRIVERS: Mapping[str, Driver] = {
 LATER: Mapping[str, str] = {
     "amqp": "RabbitMQ",
     "amqps": "RabbitMQ",
-    "https://sqs": "Amazon SQS",
     "https://dynamodb": "Amazon DynamoDB",
     "gcppubsub": "Google Pub/Sub",
     "mongodb": "MongoDB",
@@ -93,6 +96,16 @@ def check(broker: str, backend: str, lock: str, settings: Settings) -> None:
         _check_redis(settings)
 
 
+def lock_beside(broker: str, backend: str) -> str:
+    """The URL of the locks where none is named: the broker's, or the results' where the broker's service has no locks;
+    empty where neither has."""
+    known = DRIVERS.get(scheme_of(broker))
+    if known is None or known.lock is not None:
+        return broker
+    beside = DRIVERS.get(scheme_of(backend))
+    return backend if beside is not None and beside.lock is not None else ""
+
+
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
     """Broker and backend of an eager server: a memory store of its own."""
     store = importlib.import_module("asyncqueue.connections.memory").MemoryStore()
@@ -122,6 +135,17 @@ def broker_for(url: str, settings: Settings) -> Broker:
             )
         case "sqlite":
             return cast(Broker, made(url, lease=settings.worker.lease))
+        case "https" | "http":
+            sqs = settings.sqs
+            return cast(
+                Broker,
+                made(
+                    url,
+                    lease=sqs.receive_visibility_timeout or settings.worker.lease,
+                    least_wait=sqs.receive_wait_time_seconds,
+                    create_queues=sqs.create_queues,
+                ),
+            )
         case _:
             return cast(Broker, made(_memory_store(url)))
 
@@ -193,7 +217,12 @@ def _memory_store(url: str) -> Any:
 def _known(kind: str, url: str) -> Driver:
     scheme = scheme_of(url)
     driver = DRIVERS.get(scheme)
-    if driver is not None:
+    if driver is not None and not any("://" in start and _begins(url, start) for start in LATER):
+        if driver is _SQS and not urlsplit(url).path.strip("/"):
+            raise ConfigError(
+                f"{kind} URL {redact_url(url)!r} names no account: expected"
+                " https://sqs.<region>.amazonaws.com/<account>"
+            )
         return driver
     known = ", ".join(f"{each}://" for each in DRIVERS)
     service = next((LATER[start] for start in (scheme, *LATER) if start in LATER and _begins(url, start)), None)
@@ -227,7 +256,7 @@ def _check_redis(settings: Settings) -> None:
 def _load(kind: str, url: str, target: str | None) -> Any:
     driver = DRIVERS[scheme_of(url)]
     if target is None:
-        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}")
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}; name another store")
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
