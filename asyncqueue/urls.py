@@ -40,6 +40,7 @@ _MEMORY = Driver(
     "asyncqueue.backends.memory:MemoryBackend",
     "asyncqueue.locks.memory:MemoryLock",
 )
+_AMQP = Driver("asyncqueue.brokers.amqp:AmqpBroker", None, None, extra="amqp")
 _SQS = Driver("asyncqueue.brokers.sqs:SqsBroker", None, None, extra="aws")
 
 DRIVERS: Mapping[str, Driver] = {
@@ -49,6 +50,8 @@ DRIVERS: Mapping[str, Driver] = {
     "redis+socket": _REDIS,
     "memory": _MEMORY,
     "eager": _MEMORY,
+    "amqp": _AMQP,
+    "amqps": _AMQP,
     "https": _SQS,
     "http": _SQS,
 }
@@ -56,8 +59,6 @@ DRIVERS: Mapping[str, Driver] = {
 
 
 LATER: Mapping[str, str] = {
-    "amqp": "RabbitMQ",
-    "amqps": "RabbitMQ",
     "https://dynamodb": "Amazon DynamoDB",
     "gcppubsub": "Google Pub/Sub",
     "mongodb": "MongoDB",
@@ -73,6 +74,7 @@ _LONG_ENOUGH = 5.0
 """Seconds in which a Redis that is there answers, however short the lease."""
 
 _REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
+_AMQP_SCHEMES = ("amqp", "amqps")
 
 EAGER = "eager"
 """The scheme of a server that runs tasks as they are sent."""
@@ -135,6 +137,9 @@ def broker_for(url: str, settings: Settings) -> Broker:
             )
         case "sqlite":
             return cast(Broker, made(url, lease=settings.worker.lease))
+        case "amqp" | "amqps":
+            separator = settings.multiple_broker_separator
+            return cast(Broker, made(url, separator=separator, **_amqp_access(url, settings)))
         case "https" | "http":
             sqs = settings.sqs
             return cast(
@@ -181,6 +186,8 @@ def reconnect(driver: object, url: str, settings: Settings, *, lease: float | No
     ``ConfigError``."""
     if isinstance(driver, Reconnecting) and scheme_of(url) in _REDIS_SCHEMES:
         driver.connect_with(url, **_redis_access(url, settings, lease=lease))
+    if isinstance(driver, Reconnecting) and scheme_of(url) in _AMQP_SCHEMES:
+        driver.connect_with(url, **_amqp_access(url, settings))
 
 
 def _redis_access(url: str, settings: Settings, *, lease: float | None = None) -> dict[str, Any]:
@@ -202,6 +209,30 @@ def _redis_access(url: str, settings: Settings, *, lease: float | None = None) -
 
 def _redis_pool(settings: Settings) -> dict[str, Any]:
     return {"max_connections": settings.redis.max_active} if settings.redis.max_active else {}
+
+
+def _amqp_access(url: str, settings: Settings) -> dict[str, Any]:
+    """What stands on RabbitMQ, and how connections to it are made."""
+    amqp = settings.amqp
+    said = settings.tls.model_dump(exclude_defaults=True)
+    if said.pop("server_name", ""):
+        raise ConfigError("tls.server_name: RabbitMQ connections verify the URL's host; name the server in the URL")
+    topology = importlib.import_module("asyncqueue.connections.amqp_topology").Topology(
+        exchange=amqp.exchange,
+        exchange_type=amqp.exchange_type,
+        default_queue=settings.default_queue,
+        binding_key=amqp.binding_key,
+        queue_arguments=amqp.queue_declare_args,
+        binding_arguments=amqp.queue_binding_args,
+        auto_delete=amqp.auto_delete,
+        delayed_queue=amqp.delayed_queue,
+    )
+    return {
+        "topology": topology,
+        # Machinery's own default is 3, which would be a bound on the concurrency that nobody has asked for
+        "prefetch": amqp.prefetch_count if "prefetch_count" in amqp.model_fields_set else 0,
+        "tls": _tls_context(**said) if said and "amqps" in url else None,
+    }
 
 
 def _tls_context(**said: Any) -> Any:

@@ -40,7 +40,9 @@ _RABBIT = RabbitServer(tls=True)
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """RabbitMQ takes seconds to start: if any test wants it, it starts while others run."""
-    wanted = any("shared_rabbitmq" in getattr(item, "fixturenames", ()) for item in session.items)
+    wanted = any(
+        "shared_rabbitmq" in getattr(item, "fixturenames", ()) or "rabbit" in item.name for item in session.items
+    )
     if wanted and not session.config.option.collectonly:
         with suppress(ServiceMissing):  # the tests that want it say so
             _RABBIT.launch()
@@ -99,6 +101,8 @@ def shared_rabbitmq() -> RabbitServer:
     """One RabbitMQ for the whole session. Most tests want ``amqp_url`` instead, which is a virtual host of it."""
     if not RABBITMQ.path:
         unavailable(f"RabbitMQ needs the program {RABBITMQ.command}: apt-get install {RABBITMQ.package}")
+    if not _RABBIT.is_launched:
+        _RABBIT.launch()
     _RABBIT.wait_ready()
     return _RABBIT
 

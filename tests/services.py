@@ -211,6 +211,11 @@ class Server(ABC):
         return self.folder / "log"
 
     @property
+    def is_launched(self) -> bool:
+        """Whether its process was started and not ended by us."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The process id; raises ``RuntimeError`` when it is not running."""
         if self._process is None or self._process.poll() is not None:

@@ -16,7 +16,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
 from aiormq import Channel, spec
@@ -145,12 +145,21 @@ class AmqpBroker:
         twin._start()
         return twin
 
-    def connect_with(self, url: str, **options: Any) -> None:
-        tls = options.pop("tls", None)
-        access = replace(self._access, servers=parse_urls(url, self._separator, tls), **options)
-        self._access.servers, self._access.client_name = access.servers, access.client_name
-        self._access.connect_timeout, self._access.reply_timeout = access.connect_timeout, access.reply_timeout
-        self._access.heartbeat = access.heartbeat
+    def connect_with(
+        self,
+        url: str,
+        *,
+        topology: Topology | None = None,
+        prefetch: int | None = None,
+        connect_timeout: float | None = None,
+        reply_timeout: float | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._access.servers = parse_urls(url, self._separator, tls)
+        self._access.connect_timeout = connect_timeout or self._access.connect_timeout
+        self._access.reply_timeout = reply_timeout or self._access.reply_timeout
+        self._topology = topology or self._topology
+        self._prefetch = self._prefetch if prefetch is None else prefetch
 
     async def identity(self) -> Hashable:
         return ("amqp", self.address, self._topology.exchange)

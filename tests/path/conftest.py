@@ -14,7 +14,7 @@ from tests.path.bench import Bench, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
-SERVICES = ("sqs+redis",)
+SERVICES = ("sqs+redis", "rabbit+redis")
 """Brokers that have no results of their own. They are slower, so that not every test runs on them."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
@@ -83,6 +83,10 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
             return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
         case "sqs+redis":
             return Stores(kind, request.getfixturevalue("sqs_url"), request.getfixturevalue("redis_url"))
+        case "rabbit+redis":
+            return Stores(kind, request.getfixturevalue("amqp_url"), request.getfixturevalue("redis_url"))
+        case "rabbit+sqlite":
+            return Stores(kind, request.getfixturevalue("amqp_url"), sqlite)
         case "sqs+sqlite":
             return Stores(kind, request.getfixturevalue("sqs_url"), sqlite)
         case _:
