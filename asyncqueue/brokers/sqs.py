@@ -121,9 +121,10 @@ class SqsBroker:
             return
         try:
             await self._link.call("list_queues", MaxResults=1)
-        except SaidNo as exc:
+        except AsyncQueueError as exc:
             # who may not list queues is known to the service, and may be allowed what a worker needs
-            if exc.code not in ("AccessDenied", "AccessDeniedException"):
+            if not (isinstance(exc, SaidNo) and exc.code in ("AccessDenied", "AccessDeniedException")):
+                await self._link.close()
                 raise
         self._is_open = True
 

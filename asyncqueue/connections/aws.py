@@ -16,7 +16,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions as aws_errors
-from botocore.parsers import ResponseParserError
 
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
@@ -189,7 +188,7 @@ class AwsLink:
             raise Unavailable(f"{self.address}: no answer to {operation} within {self._reply_timeout:g} s") from exc
         except aws_errors.ClientError as exc:
             raise self._said_no(operation, exc) from exc
-        except (aws_errors.BotoCoreError, ResponseParserError) as exc:
+        except aws_errors.BotoCoreError as exc:
             raise self._got_no_answer(operation, exc) from exc
 
     async def _client(self) -> Any:
@@ -239,12 +238,7 @@ class AwsLink:
                 return Refused(f"{text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role")
             case aws_errors.SSLError():
                 return Refused(text)
-            case (
-                aws_errors.ConnectionError()
-                | aws_errors.HTTPClientError()
-                | aws_errors.CredentialRetrievalError()
-                | ResponseParserError()
-            ):
+            case aws_errors.ConnectionError() | aws_errors.HTTPClientError() | aws_errors.CredentialRetrievalError():
                 return Unavailable(text)
             case _:
                 return ConfigError(text)
