@@ -499,6 +499,10 @@ class _Parcel:
     properties: spec.Basic.Properties
     queue: str
 
+    def __post_init__(self) -> None:
+        if self.route.expiration is not None:
+            self.properties.expiration = str(self.route.expiration)
+
 
 class _Arrivals:
     """What came while a consumer was attached."""

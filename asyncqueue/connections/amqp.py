@@ -181,6 +181,10 @@ class AmqpLink:
                 return exc
             case amqp_errors.ProbableAuthenticationError() | amqp_errors.AuthenticationError():
                 return Refused(f"{where} does not let us in: {text}")
+            case amqp_errors.InvalidFrameError() if "Connection.Close" in text:
+                return Refused(
+                    f"{where} let us in and then closed: does the virtual host exist, and may this user use it?"
+                )
             case amqp_errors.ChannelPreconditionFailed() if "larger than" in text:
                 return MessageTooLarge(f"{where} refused to {what}: {text}")
             case amqp_errors.ChannelPreconditionFailed() if "inequivalent arg" in text:
