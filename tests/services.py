@@ -261,6 +261,14 @@ class Server(ABC):
         """SIGKILL, and wait until it is gone. Its files stay, and ``restart`` brings it back with them."""
         self._end(signal.SIGKILL)
 
+    def suspend(self) -> None:
+        """SIGSTOP: it keeps its connections, and answers nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on after ``suspend``."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def restart(self) -> None:
         """Start again after ``kill`` (or end it first), on the same ports and files, and wait until it is ready."""
         self._end(signal.SIGTERM)

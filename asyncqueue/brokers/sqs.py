@@ -352,7 +352,7 @@ class SqsBroker:
         self, queue: str, ids: Sequence[str], take: Callable[[Sequence[tuple[Delivery, Dead]]], Awaitable[None]]
     ) -> int:
         """Do something with these entries, and show the others again."""
-        found = await self._look_at_dead(queue)
+        found = await self._look_at_dead(queue, set(ids))
         wanted = [each for each in found if each[1].id in ids]
         try:
             await _all(take(wanted[start : start + MAX_BATCH]) for start in range(0, len(wanted), MAX_BATCH))
@@ -360,12 +360,15 @@ class SqsBroker:
             await self._hide([each[0] for each in found if each[1].id not in ids], 0)
         return len(wanted)
 
-    async def _look_at_dead(self, queue: str) -> list[tuple[Delivery, Dead]]:
-        """Entries, oldest first, hidden from others meanwhile."""
+    async def _look_at_dead(self, queue: str, wanted: set[str] | None = None) -> list[tuple[Delivery, Dead]]:
+        """Entries, oldest first, hidden from others meanwhile: all of them, or until all that are wanted are there."""
         letter = _dead_letter(queue)
         found: list[tuple[Delivery, Dead]] = []
         with suppress(Missing):
-            while len(found) < MOST_DEAD and (some := await self._receive(letter, MAX_BATCH, 1, LOOK)):
+            while len(found) < MOST_DEAD and (wanted is None or wanted - {entry.id for _, entry in found}):
+                some = await self._receive(letter, MAX_BATCH, 1, LOOK)
+                if not some:
+                    break
                 found += [(_delivery(letter, message), _entry_of_dead(queue, message)) for message in some]
         return sorted(found, key=lambda each: (each[1].buried_at, each[1].id))
 
