@@ -765,8 +765,9 @@ def run(command: Sequence[str]) -> int:
     # SIGTERM must not leave the servers behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     redis = RedisServer(tls=True, databases=64)
-    with started(redis):
-        urls = {"REDIS_URL": redis.url, "REDIS_TLS_URL": redis.tls_url}
+    sqs = ElasticServer()
+    with started(sqs, redis):
+        urls = {"REDIS_URL": redis.url, "REDIS_TLS_URL": redis.tls_url, "SQS_URL": sqs.url}
         print(*(f"{variable}={url}" for variable, url in urls.items()), sep="\n", flush=True)
         return subprocess.run(command, env=os.environ | urls, check=False).returncode
 

@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from asyncqueue.brokers.base import Broker, Delivery, Message
 from asyncqueue.brokers.sqs import MAX_BYTES, SqsBroker
 from asyncqueue.connections.aws import parse_url
 from asyncqueue.errors import ConfigError, MessageTooLarge, Refused, Unavailable
+from asyncqueue.locks.sqlite import SqliteLock
 from asyncqueue.testing import BrokerContract, InspectorContract
 from asyncqueue.testing.suite import BrokerSuite, names
 from tests.opened import opened
@@ -296,12 +298,13 @@ def test_a_server_without_an_account_in_its_url_is_refused_at_once() -> None:
         Server(broker="https://example.org", backend="null://")
 
 
-async def test_results_and_locks_are_kept_elsewhere() -> None:
-    url = "https://sqs.eu-west-1.amazonaws.com/123456789012"
-    async with Server(broker="memory://") as server:
-        assert server is not None
+async def test_results_are_kept_elsewhere_and_locks_beside_them(sqs_url: str, sqlite_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no result backend; name another store"):
-        await Server(url).connected()
+        await Server(sqs_url).connected()
+    async with Server(broker=sqs_url, backend=f"sqlite:///{sqlite_path}") as server:
+        assert isinstance(await server.lock(), SqliteLock)
+    async with Server(broker=sqs_url, backend="null://") as server:
+        assert await server.lock() is None
 
 
 async def test_a_missing_region_and_missing_credentials_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
