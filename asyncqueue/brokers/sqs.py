@@ -182,14 +182,14 @@ class SqsBroker:
             for index, (sending, _, _) in enumerate(batch):
                 if index not in failed:
                     self._sent[sending.token] = None
+            while len(self._sent) > _REMEMBERED:  # of verbs that nobody repeated
+                del self._sent[next(iter(self._sent))]
             if failed:
                 raise _not_all(f"{self.address}: of {len(batch)} messages for queue {queue!r}", failed)
 
     def _forget(self, sendings: Sequence[_Sending]) -> None:
         for each in sendings:
             self._sent.pop(each.token, None)
-        while len(self._sent) > _REMEMBERED:  # of verbs that nobody repeated
-            del self._sent[next(iter(self._sent))]
 
     # ------------------------------------------------------------------------------------------------ fetch
 
@@ -460,7 +460,8 @@ def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
     attributes = {name: _NO_TEXT.sub("\ufffd", value) for name, value in sending.attributes.items() if value}
     if not is_plain:
         attributes[_BASE64] = "1"
-    size = len(text.encode()) + sum(len(name) + len("String") + len(text.encode()) for name, text in attributes.items())
+    size = len(sending.body if is_plain else text)
+    size += sum(len(name) + len("String") + len(value.encode()) for name, value in attributes.items())
     if size > MAX_BYTES:
         raise MessageTooLarge(
             f"a message for queue {sending.queue!r} takes {size} bytes in SQS, the limit is {MAX_BYTES}"
