@@ -52,7 +52,7 @@ LIBRARIES = {
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
     "hiredis": "connections.redis",
-    "aiormq": "connections.amqp brokers.amqp backends.amqp",
+    "aiormq": "connections.amqp connections.amqp_holding brokers.amqp backends.amqp",
     "yarl": "connections.amqp",
     "aiobotocore": "connections.aws brokers.sqs backends.dynamodb",
     "botocore": "connections.aws brokers.sqs backends.dynamodb",

@@ -14,8 +14,8 @@ import itertools
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
@@ -34,6 +34,7 @@ from asyncqueue.connections.amqp import (
     Standing,
     parse_urls,
 )
+from asyncqueue.connections.amqp_holding import Arrivals, Holding, tag_of
 from asyncqueue.connections.amqp_topology import MAX_DELAY, Route, Topology
 from asyncqueue.errors import AsyncQueueError, BadMessage, Refused, Unavailable
 from asyncqueue.wire import decode_signature
@@ -89,6 +90,18 @@ class AmqpBroker:
         client_name: str = "",
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        self._arguments: dict[str, Any] = {
+            "url": url,
+            "separator": separator,
+            "topology": topology,
+            "prefetch": prefetch,
+            "connect_timeout": connect_timeout,
+            "reply_timeout": reply_timeout,
+            "heartbeat": heartbeat,
+            "tls": tls,
+            "client_name": client_name,
+            "clock": clock,
+        }
         self._separator = separator
         self._topology = topology or Topology()
         self._prefetch = prefetch
@@ -108,7 +121,7 @@ class AmqpBroker:
         self._opening_channel = asyncio.Lock()
         self._outlet: Channel | None = None
         self._intakes: dict[str, _Intake] = {}
-        self._channels: dict[int, _Channel] = {}
+        self._channels: dict[int, Holding] = {}
         self._numbers = itertools.count(1)
         self._undoing: set[asyncio.Task[None]] = set()
 
@@ -139,9 +152,8 @@ class AmqpBroker:
         self._start()
 
     def twin(self) -> Self:
-        twin = type(self).__new__(type(self))
-        twin._separator, twin._topology, twin._prefetch = self._separator, self._topology, self._prefetch
-        twin._clock, twin._access, twin._family = self._clock, self._access, self._family
+        twin = type(self)(**self._arguments)
+        twin._access, twin._family = self._access, self._family
         twin._start()
         return twin
 
@@ -160,6 +172,7 @@ class AmqpBroker:
         self._access.reply_timeout = reply_timeout or self._access.reply_timeout
         self._topology = topology or self._topology
         self._prefetch = self._prefetch if prefetch is None else prefetch
+        self._arguments |= {"topology": self._topology, "prefetch": self._prefetch}
 
     async def identity(self) -> Hashable:
         return ("amqp", self.address, self._topology.exchange)
@@ -282,21 +295,21 @@ class AmqpBroker:
             arrived = await self._attend(queue, intake, channel, limit, ends_at)
             return [self._delivery(queue, channel, message) for message in arrived]
 
-    async def _intake_channel(self, queue: str, intake: _Intake) -> _Channel:
+    async def _intake_channel(self, queue: str, intake: _Intake) -> Holding:
         await self._inlets.ensure(self._topology.route(queue).needs)
         if intake.channel is None or not intake.channel.is_open:
-            channel = _Channel(self._consuming, await self._consuming.channel(), next(self._numbers))
+            channel = Holding(self._consuming, await self._consuming.channel(), next(self._numbers))
             self._channels = {number: each for number, each in self._channels.items() if each.is_open}
             self._channels[channel.number] = intake.channel = channel
         return intake.channel
 
     async def _attend(
-        self, queue: str, intake: _Intake, channel: _Channel, limit: int, ends_at: float
+        self, queue: str, intake: _Intake, channel: Holding, limit: int, ends_at: float
     ) -> list[DeliveredMessage]:
         """Be a consumer until something came, or until ``ends_at``."""
         needs = self._topology.route(queue).needs
         tag = f"{self._id}.{channel.number}.{next(self._numbers)}"
-        intake.arrivals = arrivals = _Arrivals()
+        intake.arrivals = arrivals = Arrivals()
         try:
             await channel.attach(self._topology.name(queue), tag, limit, arrivals)
             await arrivals.first(ends_at)
@@ -306,12 +319,12 @@ class AmqpBroker:
             raise
         if arrivals.were_ended:
             self._inlets.forget(needs)  # the queue was deleted, or its node went down
-        return [message for message in arrivals.messages if channel.holds(_tag(message))]
+        return [message for message in arrivals.messages if channel.holds(tag_of(message))]
 
-    def _delivery(self, queue: str, channel: _Channel, message: DeliveredMessage) -> Delivery:
+    def _delivery(self, queue: str, channel: Holding, message: DeliveredMessage) -> Delivery:
         headers = message.header.properties.headers or {}
         lost = headers.get("x-delivery-count", 1 if message.redelivered else 0)
-        receipt: _Receipt = (self._id, channel.number, _tag(message))
+        receipt: _Receipt = (self._id, channel.number, tag_of(message))
         return Delivery(message.body, queue, receipt, 1 + _number(lost) + _number(headers.get(LOST)))
 
     # ------------------------------------------------------------------------------------------------ settle
@@ -381,7 +394,7 @@ class AmqpBroker:
                 parcels[tag] = _Parcel(route, each.body, properties, route.routing_key)
             await self._replace(channel, parcels)
 
-    async def _replace(self, channel: _Channel, parcels: Mapping[int, _Parcel]) -> None:
+    async def _replace(self, channel: Holding, parcels: Mapping[int, _Parcel]) -> None:
         """Publish in their place, then ack: who dies between the two leaves both, and never none."""
         with channel.claimed(parcels) as tags:
             await self._send([parcels[tag] for tag in tags])
@@ -390,7 +403,7 @@ class AmqpBroker:
     async def _still_held(self, deliveries: Sequence[Delivery]) -> set[Hashable]:
         return {(self._id, channel.number, tag) for channel, held in self._held(deliveries) for tag in held}
 
-    def _held(self, deliveries: Sequence[Delivery]) -> list[tuple[_Channel, dict[int, Delivery]]]:
+    def _held(self, deliveries: Sequence[Delivery]) -> list[tuple[Holding, dict[int, Delivery]]]:
         """What of these we still hold, each once, by channel."""
         found: dict[int, dict[int, Delivery]] = {}
         for delivery in deliveries:
@@ -504,42 +517,13 @@ class _Parcel:
             self.properties.expiration = str(self.route.expiration)
 
 
-class _Arrivals:
-    """What came while a consumer was attached."""
-
-    def __init__(self) -> None:
-        self.messages: list[DeliveredMessage] = []
-        self.were_ended = False
-        self._stirred = asyncio.Event()
-
-    def add(self, message: DeliveredMessage) -> None:
-        """One came."""
-        self.messages.append(message)
-        self._stirred.set()
-
-    def end(self) -> None:
-        """The server sends no more."""
-        self.were_ended = True
-        self._stirred.set()
-
-    def leave(self) -> None:
-        """Nobody waits any more."""
-        self._stirred.set()
-
-    async def first(self, ends_at: float) -> None:
-        """Until the first came, or none will, or it is ``ends_at`` (the loop's time)."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(ends_at):
-                await self._stirred.wait()
-
-
 class _Intake:
     """How one queue is fetched from: one fetch at a time, on a channel of its own."""
 
     def __init__(self) -> None:
         self.fetching = asyncio.Lock()
-        self.channel: _Channel | None = None
-        self.arrivals = _Arrivals()
+        self.channel: Holding | None = None
+        self.arrivals = Arrivals()
         self.asked_to_leave = asyncio.Event()
 
     def leave(self) -> None:
@@ -547,118 +531,6 @@ class _Intake:
         self.asked_to_leave.set()
         self.asked_to_leave = asyncio.Event()
         self.arrivals.leave()
-
-
-class _Channel:
-    """A channel that takes messages of one queue, and what came on it and is not settled.
-
-    The server ends a channel that acks what it does not hold, and with it every delivery on it. So a tag leaves our
-    books before its frame is written, and one writer at a time does both.
-    """
-
-    def __init__(self, link: AmqpLink, channel: Channel, number: int) -> None:
-        self.number = number
-        self._link = link
-        self._channel = channel
-        self._prefetch = 0
-        self._shown: dict[int, DeliveredMessage] = {}
-        self._claimed: set[int] = set()
-        self._settling = asyncio.Lock()
-        self._settled = asyncio.Event()
-        self._arrivals = _Arrivals()
-        channel.closing.add_done_callback(lambda _: self._ended())
-        channel.on_consumer_cancel_callbacks.add(lambda _: self._arrivals.end())
-
-    @property
-    def is_open(self) -> bool:
-        return not self._channel.is_closed
-
-    def holds(self, tag: int) -> bool:
-        """Whether that is ours, and nobody is settling it."""
-        return tag in self._shown and tag not in self._claimed
-
-    def message(self, tag: int) -> DeliveredMessage:
-        """What came with that tag."""
-        return self._shown[tag]
-
-    async def room(self, most: int, wait: float) -> int:
-        """How many more may be held where ``most`` may, waiting up to ``wait`` seconds for there to be room."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait):
-                while self.is_open and len(self._shown) >= most:
-                    self._settled.clear()
-                    await self._settled.wait()
-        return most - len(self._shown)
-
-    async def attach(self, queue: str, tag: str, limit: int, arrivals: _Arrivals) -> None:
-        """Begin to consume, ``limit`` messages at most."""
-        self._arrivals = arrivals
-
-        async def arrive(message: DeliveredMessage) -> None:
-            self._shown[_tag(message)] = message
-            arrivals.add(message)
-
-        async with self._link.asking(f"consume from queue {queue!r}"):
-            if self._prefetch != limit:
-                await self._channel.basic_qos(prefetch_count=limit)
-                self._prefetch = limit
-            await self._channel.basic_consume(queue, arrive, consumer_tag=tag)
-
-    async def detach(self, tag: str) -> None:
-        """Consume no more. What the server had sent until then has arrived when this returns."""
-        async with self._link.asking("end consuming"):
-            await self._channel.basic_cancel(tag)
-
-    async def ack(self, tags: Iterable[int]) -> None:
-        """These of ours are done."""
-        async with self._settling:
-            await self._ack({tag for tag in tags if self.holds(tag)})
-
-    async def ack_claimed(self, tags: Iterable[int]) -> None:
-        """These, which the caller has claimed, are done."""
-        async with self._settling:
-            await self._ack({tag for tag in tags if tag in self._shown})
-
-    async def give_back(self, tags: Iterable[int]) -> None:
-        """These of ours go back to where they were in the queue."""
-        async with self._settling, self._link.asking("take messages back"):
-            mine = [tag for tag in tags if self.holds(tag)]
-            for number, tag in enumerate(mine, 1):
-                self._shown.pop(tag, None)
-                await self._channel.basic_nack(tag, requeue=True, wait=number == len(mine))
-        self._settled.set()
-
-    @contextmanager
-    def claimed(self, tags: Iterable[int]) -> Iterator[Sequence[int]]:
-        """Those of these that are ours, kept from anybody else who would settle them."""
-        mine = [tag for tag in tags if self.holds(tag)]
-        self._claimed.update(mine)
-        try:
-            yield mine
-        finally:
-            self._claimed.difference_update(mine)
-
-    async def _ack(self, done: set[int]) -> None:
-        frames = ack_frames(self._shown, done)
-        for tag in done:
-            self._shown.pop(tag, None)
-        async with self._link.asking("take acks"):
-            for number, (tag, multiple) in enumerate(frames, 1):
-                # once the last is out, all are: a connection that is closed drops what is not
-                await self._channel.basic_ack(tag, multiple, wait=number == len(frames))
-        self._settled.set()
-
-    def _ended(self) -> None:
-        self._shown.clear()
-        self._settled.set()
-        self._arrivals.end()
-
-
-def ack_frames(shown: Iterable[int], done: set[int]) -> list[tuple[int, bool]]:
-    """The fewest acks that say that ``done`` is done, of what was shown, oldest first: (tag, whether all up to it)."""
-    oldest = list(itertools.takewhile(done.__contains__, shown))
-    first = [(oldest[-1], len(oldest) > 1)] if oldest else []
-    return first + [(tag, False) for tag in sorted(done.difference(oldest))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -684,7 +556,7 @@ class _Reading:
     async def done(self, message: DeliveredMessage) -> None:
         """This one is not to stay."""
         async with self.link.asking("take an ack"):
-            await self.channel.basic_ack(_tag(message))
+            await self.channel.basic_ack(tag_of(message))
 
 
 async def _leave(channel: Channel) -> None:
@@ -756,11 +628,6 @@ def _dead(queue: str, message: DeliveredMessage) -> Dead:
 
 def _id(message: DeliveredMessage) -> str:
     return message.header.properties.message_id or ""
-
-
-def _tag(message: DeliveredMessage) -> int:
-    """The server's number for it on its channel."""
-    return message.delivery_tag or 0
 
 
 def _number(value: object) -> int:

@@ -169,7 +169,11 @@ class AMQPSettings(Section):
     ] = "machinery_task"
     prefetch_count: Annotated[
         int,
-        Field(ge=0, le=65_535, description="How many messages the server hands out unacknowledged; 0: no bound."),
+        Field(
+            ge=0,
+            le=65_535,
+            description="How many messages of a queue a worker holds; not set, or 0: as many as it runs.",
+        ),
         Key("at reconnect", unit="messages", env=("AMQP_PREFETCH_COUNT",)),
     ] = 3
     auto_delete: Annotated[
@@ -179,7 +183,9 @@ class AMQPSettings(Section):
     ] = False
     delayed_queue: Annotated[
         str,
-        Field(description="One queue for all delayed tasks; empty: one per delay."),
+        Field(
+            description="One queue for all delayed tasks of the default queue; empty: some for each range of delays."
+        ),
         Key("at reconnect", env=("AMQP_DELAYED_QUEUE",)),
     ] = ""
 

@@ -7,6 +7,7 @@ next call makes a new one: there is no state in which a socket is open and nobod
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import ssl
@@ -35,6 +36,10 @@ REPLY_TIMEOUT = 10.0
 
 HEARTBEAT = 60
 """Seconds after which both sides give up a connection that is silent; whole ones, at least 1."""
+
+# what the library complains of, tracebacks and all, is raised here as an error, and told once; unless somebody asks
+if logging.getLogger("aiormq").level == logging.NOTSET:
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 _CLOSE_TIMEOUT = 2.0
 _FORMS = {
