@@ -17,12 +17,12 @@ demo: $(DEMO_VENV)/.installed
 
 test:            ## all tests, against real servers; ARGS="-k redis" for some of them
 test: $(VENV)/.installed
-	$(VENV)/bin/python tests/services.py install
+	$(VENV)/bin/python -m tests.services install
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-long:       ## the tests that take minutes each
 test-long: $(VENV)/.installed
-	$(VENV)/bin/python tests/services.py install
+	$(VENV)/bin/python -m tests.services install
 	$(PYTEST) -m long $(ARGS)
 
 check:           ## style and types
@@ -34,7 +34,7 @@ check: $(VENV)/.installed
 
 bench:           ## what a task costs, as a table and as JSON
 bench: $(VENV)/.installed
-	$(VENV)/bin/python tests/services.py install
+	$(VENV)/bin/python -m tests.services install
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 constraints:     ## newest versions of every dependency into constraints.txt (needs uv)
@@ -47,7 +47,7 @@ clean:           ## remove the environments and whatever tools leave behind
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call create,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,amqp,aws,gcp]'
 	@touch $@
 
 $(DEMO_VENV)/.installed: pyproject.toml constraints.txt

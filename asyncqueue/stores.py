@@ -231,7 +231,12 @@ class Stores:
             backend_url = self.settings.result_backend
         else:
             backend_url = urls.NULL if self._own_broker is not None else broker_url
-        lock_url = choice.lock if isinstance(choice.lock, str) else (url or self.settings.lock or broker_url)
+        if isinstance(choice.lock, str):
+            lock_url = choice.lock
+        elif url is None and self.settings.lock:
+            lock_url = self.settings.lock
+        else:
+            lock_url = urls.lock_beside(url or broker_url, backend_url)
         return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
 
     def _reconnect(self) -> None:

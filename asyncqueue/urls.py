@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Reconnecting
@@ -39,6 +40,8 @@ _MEMORY = Driver(
     "asyncqueue.backends.memory:MemoryBackend",
     "asyncqueue.locks.memory:MemoryLock",
 )
+_AMQP = Driver("asyncqueue.brokers.amqp:AmqpBroker", None, None, extra="amqp")
+_SQS = Driver("asyncqueue.brokers.sqs:SqsBroker", None, None, extra="aws")
 
 DRIVERS: Mapping[str, Driver] = {
     "sqlite": _SQLITE,
@@ -47,14 +50,15 @@ DRIVERS: Mapping[str, Driver] = {
     "redis+socket": _REDIS,
     "memory": _MEMORY,
     "eager": _MEMORY,
+    "amqp": _AMQP,
+    "amqps": _AMQP,
+    "https": _SQS,
+    "http": _SQS,
 }
 """Every scheme that this version knows."""
 
 
 LATER: Mapping[str, str] = {
-    "amqp": "RabbitMQ",
-    "amqps": "RabbitMQ",
-    "https://sqs": "Amazon SQS",
     "https://dynamodb": "Amazon DynamoDB",
     "gcppubsub": "Google Pub/Sub",
     "mongodb": "MongoDB",
@@ -70,6 +74,7 @@ _LONG_ENOUGH = 5.0
 """Seconds in which a Redis that is there answers, however short the lease."""
 
 _REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
+_AMQP_SCHEMES = ("amqp", "amqps")
 
 EAGER = "eager"
 """The scheme of a server that runs tasks as they are sent."""
@@ -91,6 +96,16 @@ def check(broker: str, backend: str, lock: str, settings: Settings) -> None:
             _known(kind, url)
     if any(scheme_of(url) in _REDIS_SCHEMES for url in (broker, backend, lock)):
         _check_redis(settings)
+
+
+def lock_beside(broker: str, backend: str) -> str:
+    """The URL of the locks where none is named: the broker's, or the results' where the broker's service has no locks;
+    empty where neither has."""
+    known = DRIVERS.get(scheme_of(broker))
+    if known is None or known.lock is not None:
+        return broker
+    beside = DRIVERS.get(scheme_of(backend))
+    return backend if beside is not None and beside.lock is not None else ""
 
 
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
@@ -122,6 +137,20 @@ def broker_for(url: str, settings: Settings) -> Broker:
             )
         case "sqlite":
             return cast(Broker, made(url, lease=settings.worker.lease))
+        case "amqp" | "amqps":
+            separator = settings.multiple_broker_separator
+            return cast(Broker, made(url, separator=separator, **_amqp_access(url, settings)))
+        case "https" | "http":
+            sqs = settings.sqs
+            return cast(
+                Broker,
+                made(
+                    url,
+                    lease=sqs.receive_visibility_timeout or settings.worker.lease,
+                    least_wait=sqs.receive_wait_time_seconds,
+                    create_queues=sqs.create_queues,
+                ),
+            )
         case _:
             return cast(Broker, made(_memory_store(url)))
 
@@ -157,6 +186,8 @@ def reconnect(driver: object, url: str, settings: Settings, *, lease: float | No
     ``ConfigError``."""
     if isinstance(driver, Reconnecting) and scheme_of(url) in _REDIS_SCHEMES:
         driver.connect_with(url, **_redis_access(url, settings, lease=lease))
+    if isinstance(driver, Reconnecting) and scheme_of(url) in _AMQP_SCHEMES:
+        driver.connect_with(url, **_amqp_access(url, settings))
 
 
 def _redis_access(url: str, settings: Settings, *, lease: float | None = None) -> dict[str, Any]:
@@ -180,6 +211,30 @@ def _redis_pool(settings: Settings) -> dict[str, Any]:
     return {"max_connections": settings.redis.max_active} if settings.redis.max_active else {}
 
 
+def _amqp_access(url: str, settings: Settings) -> dict[str, Any]:
+    """What stands on RabbitMQ, and how connections to it are made."""
+    amqp = settings.amqp
+    said = settings.tls.model_dump(exclude_defaults=True)
+    if said.pop("server_name", ""):
+        raise ConfigError("tls.server_name: RabbitMQ connections verify the URL's host; name the server in the URL")
+    topology = importlib.import_module("asyncqueue.connections.amqp_topology").Topology(
+        exchange=amqp.exchange,
+        exchange_type=amqp.exchange_type,
+        default_queue=settings.default_queue,
+        binding_key=amqp.binding_key,
+        queue_arguments=amqp.queue_declare_args,
+        binding_arguments=amqp.queue_binding_args,
+        auto_delete=amqp.auto_delete,
+        delayed_queue=amqp.delayed_queue,
+    )
+    return {
+        "topology": topology,
+        # Machinery's own default is 3, which would be a bound on the concurrency that nobody has asked for
+        "prefetch": amqp.prefetch_count if "prefetch_count" in amqp.model_fields_set else 0,
+        "tls": _tls_context(**said) if said and "amqps" in url else None,
+    }
+
+
 def _tls_context(**said: Any) -> Any:
     return importlib.import_module("asyncqueue.connections.tls").tls_context(**said)
 
@@ -193,7 +248,12 @@ def _memory_store(url: str) -> Any:
 def _known(kind: str, url: str) -> Driver:
     scheme = scheme_of(url)
     driver = DRIVERS.get(scheme)
-    if driver is not None:
+    if driver is not None and not any("://" in start and _begins(url, start) for start in LATER):
+        if driver is _SQS and not urlsplit(url).path.strip("/"):
+            raise ConfigError(
+                f"{kind} URL {redact_url(url)!r} names no account: expected"
+                " https://sqs.<region>.amazonaws.com/<account>"
+            )
         return driver
     known = ", ".join(f"{each}://" for each in DRIVERS)
     service = next((LATER[start] for start in (scheme, *LATER) if start in LATER and _begins(url, start)), None)
@@ -227,7 +287,7 @@ def _check_redis(settings: Settings) -> None:
 def _load(kind: str, url: str, target: str | None) -> Any:
     driver = DRIVERS[scheme_of(url)]
     if target is None:
-        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}")
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}; name another store")
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

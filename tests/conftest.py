@@ -7,19 +7,31 @@ them, since a suite that ran nothing has shown nothing.
 from __future__ import annotations
 
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pytest
 import redis
+from botocore.session import get_session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import blocking
-from tests.services import RedisServer, Server, ServiceMissing, share
+from tests.services import (
+    ElasticServer,
+    Rabbit,
+    RabbitServer,
+    RedisServer,
+    Server,
+    ServiceMissing,
+    share,
+    wait_until_reachable,
+)
 
 AnyServer = TypeVar("AnyServer", bound=Server)
 DATABASES = 64
@@ -32,6 +44,23 @@ class StartServer(Protocol):
 
 
 blocking.watch()
+_SHARED_RABBIT = RabbitServer(tls=True)
+"""It takes seconds to start: where tests run in several processes, these share one."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Launch what the processes of this run share; it comes up while they collect their tests."""
+    is_one_of_them = "PYTEST_XDIST_WORKER" in os.environ
+    if session.config.getoption("numprocesses", None) and not is_one_of_them and not os.environ.get("RABBITMQ_URL"):
+        with suppress(ServiceMissing):  # the tests that want it say so
+            _SHARED_RABBIT.launch()
+            os.environ.update(_SHARED_RABBIT.variables())
+
+
+def pytest_sessionfinish() -> None:
+    """Whatever became of the tests, nothing is left behind."""
+    _SHARED_RABBIT.kill()
+    _SHARED_RABBIT.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +104,64 @@ def shared_redis_tls() -> Iterator[str]:
 def redis_tls_url(shared_redis_tls: str) -> Iterator[str]:
     """``rediss://…/N?ssl_ca_certs=…``: an empty database behind TLS; its certificate is for localhost."""
     yield from _empty_database(shared_redis_tls)
+
+
+@pytest.fixture(scope="session")
+def shared_rabbitmq() -> Iterator[Rabbit]:
+    """One RabbitMQ for the whole session: that of ``RABBITMQ_URL``, or one of our own. Most tests want ``amqp_url``
+    instead, which is a virtual host of it."""
+    if url := os.environ.get("RABBITMQ_URL"):
+        management_url = os.environ.get("RABBITMQ_MANAGEMENT_URL", "")
+        if not management_url:
+            unavailable("RABBITMQ_URL is set, and RABBITMQ_MANAGEMENT_URL is not")
+        wait_until_reachable(management_url)
+        wait_until_reachable(url)
+        yield Rabbit(url, management_url, os.environ.get("RABBITMQ_TLS_URL", ""))
+        return
+    server = _start(RabbitServer(tls=True))
+    yield Rabbit(server.url, server.management_url, server.tls_url)
+    server.stop()
+
+
+@pytest.fixture
+def amqp_url(shared_rabbitmq: Rabbit) -> Iterator[str]:
+    """``amqp://…/vhost``: a virtual host for this test alone, gone at its end."""
+    name = f"test-{secrets.token_hex(4)}"
+    shared_rabbitmq.manage("PUT", f"vhosts/{name}")
+    yield f"{shared_rabbitmq.url}{name}"
+    shared_rabbitmq.manage("DELETE", f"vhosts/{name}")
+
+
+@pytest.fixture(scope="session")
+def shared_sqs() -> Iterator[str]:
+    """The URL of one SQS for the whole session: that of ``SQS_URL``, or an ElasticMQ of our own. Whoever uses it makes
+    up names for its queues."""
+    if url := os.environ.get("SQS_URL"):
+        wait_until_reachable(url)
+        yield url
+        return
+    server = _start(ElasticServer())
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def sqs_url(shared_sqs: str) -> Iterator[str]:
+    """The URL of an SQS; the queues that the test makes are gone at its end."""
+    parts = urlsplit(shared_sqs)
+    client = get_session().create_client(
+        "sqs",
+        region_name=dict(parse_qsl(parts.query)).get("region"),
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        aws_access_key_id=parts.username,
+        aws_secret_access_key=parts.password,
+    )
+    before = set(client.list_queues().get("QueueUrls", ()))
+    yield shared_sqs
+    for url in client.list_queues().get("QueueUrls", ()):
+        if url not in before:
+            client.delete_queue(QueueUrl=url)
+    client.close()
 
 
 @pytest.fixture

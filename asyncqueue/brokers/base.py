@@ -117,7 +117,8 @@ class Broker(Protocol):
         ack never takes away another's delivery of the same message."""
 
     async def nack(self, deliveries: Sequence[Delivery], *, delay: float = 0.0) -> None:
-        """Give these back, not before ``delay`` seconds from now; without a delay they are next, in the order given.
+        """Give these back, not before ``delay`` seconds from now; without a delay they are next, in the order given, or
+        in that of the queue where the service keeps their places.
 
         A showing that was given back does not count in ``attempt``, where the service lets us. What is no longer
         ours is left alone.
@@ -173,18 +174,29 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How many messages of a queue are ready, held by workers, delayed, and in its dead letter."""
+    """How many messages of a queue are ready, held by workers, delayed, and in its dead letter.
+
+    None is what the service does not tell.
+    """
 
     queue: str
     ready: int
-    held: int
-    delayed: int
+    held: int | None
+    delayed: int | None
     dead: int
+
+    @property
+    def pending(self) -> int:
+        """How many are not done with: ready, held or delayed, as far as the service tells."""
+        return self.ready + (self.held or 0) + (self.delayed or 0)
 
 
 @runtime_checkable
 class Inspector(Protocol):
-    """Looking at a broker, for the CLI and dashboards. Nothing here takes a message from a worker."""
+    """Looking at a broker, for the CLI and dashboards. Nothing here takes a message from a worker.
+
+    What a service cannot show is ``Refused``, in words.
+    """
 
     async def queues(self) -> Sequence[str]:
         """The queues that this broker can see, sorted; a dead letter is not one of them."""

@@ -20,7 +20,9 @@ from asyncqueue.server import Server
 def queues(words: Sequence[str], as_json: bool, address: Address) -> None:
     """List the queues: how many messages are ready, held by workers, delayed, dead.
 
-    --json: a list of {queue, ready, held, delayed, dead}.
+    A ? is what the broker does not tell.
+
+    --json: a list of {queue, ready, held, delayed, dead}; null is what the broker does not tell.
     """
     target, _ = split(words)
     found = asyncio.run(_queues(address.server(target)))
@@ -29,7 +31,8 @@ def queues(words: Sequence[str], as_json: bool, address: Address) -> None:
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        print_table(columns, rows, "There is no queue.")
+        shown = [["?" if count is None else count for count in row] for row in rows]
+        print_table(columns, shown, "There is no queue.")
 
 
 @click.command()

@@ -169,7 +169,11 @@ class AMQPSettings(Section):
     ] = "machinery_task"
     prefetch_count: Annotated[
         int,
-        Field(ge=0, le=65_535, description="How many messages the server hands out unacknowledged; 0: no bound."),
+        Field(
+            ge=0,
+            le=65_535,
+            description="How many messages of a queue a worker holds; not set, or 0: as many as it runs.",
+        ),
         Key("at reconnect", unit="messages", env=("AMQP_PREFETCH_COUNT",)),
     ] = 3
     auto_delete: Annotated[
@@ -179,7 +183,9 @@ class AMQPSettings(Section):
     ] = False
     delayed_queue: Annotated[
         str,
-        Field(description="One queue for all delayed tasks; empty: one per delay."),
+        Field(
+            description="One queue for all delayed tasks of the default queue; empty: some for each range of delays."
+        ),
         Key("at reconnect", env=("AMQP_DELAYED_QUEUE",)),
     ] = ""
 
@@ -189,19 +195,26 @@ class SQSSettings(Section):
 
     receive_wait_time_seconds: Annotated[
         int,
-        Field(ge=0, le=20, description="How long one receive waits for a message."),
-        Key("at once", unit="s", env=("SQS_WAIT_TIME_SECONDS",)),
+        Field(
+            ge=0, le=20, description="How long a receive waits at least where it may wait: cheaper, and slower to stop."
+        ),
+        Key("never", unit="s", env=("SQS_WAIT_TIME_SECONDS",)),
     ] = 0
     receive_visibility_timeout: Annotated[
         int | None,
-        Field(ge=0, le=43_200, description="How long a received message stays hidden; none: as the queue says."),
-        Key("at once", unit="s", env=("SQS_VISIBILITY_TIMEOUT",)),
+        Field(ge=0, le=43_200, description="How long a received message stays hidden; none or 0: worker.lease."),
+        Key("never", unit="s", env=("SQS_VISIBILITY_TIMEOUT",)),
     ] = None
     visibility_hearth_beat: Annotated[
         bool,
-        Field(description="Whether a message that is being worked on is kept hidden (Go's spelling of heartbeat)."),
-        Key("at once", env=("SQS_VISIBILITY_HEARTBEAT",), also=("visibility_heart_beat", "visibility_heartbeat")),
+        Field(description="Keeping hidden what is worked on (Go's spelling): of no meaning here, that is always done."),
+        Key("never", env=("SQS_VISIBILITY_HEARTBEAT",), also=("visibility_heart_beat", "visibility_heartbeat")),
     ] = False
+    create_queues: Annotated[
+        bool,
+        Field(description="Whether a queue that is not there is made when it is first used."),
+        Key("never"),
+    ] = True
 
 
 class RedisSettings(Section):

@@ -209,7 +209,7 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
                 attempt=attempt + 1,
                 not_before=later(again.eta, now_ns),
             )
-            sent = (message(again, rules.default_queue, now_ns),)
+            sent = (message(again, delivery.queue, now_ns),)  # to where it came from, where it names no queue
             return Settled(delivery, Ack(), state, publish=sent, alive=family(signature))
         case Replaced(entries):
             # no state: it runs until the workflow has ended, and if we die before the ack it is replaced again
@@ -221,7 +221,7 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
             if recorded > attempt + 1:
                 return Settled(delivery, Ack())
             again = _again(signature, recorded, delay, True, now_ns)
-            return Settled(delivery, Ack(), publish=(message(again, rules.default_queue, now_ns),))
+            return Settled(delivery, Ack(), publish=(message(again, delivery.queue, now_ns),))
         case NotMine():
             return _given_back(delivery, signature, rules, now_ns)
         case never:

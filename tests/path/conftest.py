@@ -14,6 +14,8 @@ from tests.path.bench import Bench, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
+SERVICES = ("sqs+redis", "rabbit+redis")
+"""Brokers that have no results of their own. They are slower, so that not every test runs on them."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
 
@@ -47,9 +49,9 @@ def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*KINDS, "eager"))
+@pytest.fixture(params=(*KINDS, *SERVICES, "eager"))
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """As ``stores``, and eager too."""
+    """As ``stores``, on brokers without results too, and eager too."""
     return stores_of(request.param, request, tmp_path)
 
 
@@ -79,6 +81,14 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
             return Stores(kind, url, url)
         case "redis+sqlite":
             return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
+        case "sqs+redis":
+            return Stores(kind, request.getfixturevalue("sqs_url"), request.getfixturevalue("redis_url"))
+        case "rabbit+redis":
+            return Stores(kind, request.getfixturevalue("amqp_url"), request.getfixturevalue("redis_url"))
+        case "rabbit+sqlite":
+            return Stores(kind, request.getfixturevalue("amqp_url"), sqlite)
+        case "sqs+sqlite":
+            return Stores(kind, request.getfixturevalue("sqs_url"), sqlite)
         case _:
             return Stores(kind, sqlite, request.getfixturevalue("redis_url"))
 

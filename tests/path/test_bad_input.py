@@ -65,7 +65,7 @@ async def test_bad_input_harms_nobody_else(
 
         async def all_done() -> bool:
             (depth,) = await server.queues()
-            return depth.dead == len(bad) and depth.ready + depth.held + depth.delayed == 0
+            return depth.dead == len(bad) and depth.pending == 0
 
         await eventually(all_done, patience=2 * PATIENCE)
         assert worker.running == 0

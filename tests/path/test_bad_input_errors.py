@@ -88,9 +88,6 @@ def test_a_misspelt_scheme_is_told_the_nearest_one(url: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("url", "service"),
     [
-        (f"amqp://guest:{CANARY}@h:5672/", "RabbitMQ"),
-        (f"amqps://guest:{CANARY}@h/", "RabbitMQ"),
-        ("https://sqs.us-east-2.amazonaws.com/123456789012", "Amazon SQS"),
         ("https://dynamodb.us-east-2.amazonaws.com", "Amazon DynamoDB"),
         ("gcppubsub://project/subscription", "Google Pub/Sub"),
         (f"mongodb://u:{CANARY}@h/db", "MongoDB"),
@@ -110,7 +107,7 @@ def test_a_service_of_machinery_without_a_driver_is_called_by_its_name(url: str,
     assert CANARY not in said
 
 
-@pytest.mark.parametrize("url", ["https://example.org", "localhost:6379", "", "redis//h"])
+@pytest.mark.parametrize("url", ["ftp://example.org", "localhost:6379", "", "redis//h"])
 def test_what_is_no_url_of_ours_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match="unknown scheme"):
         Server(url)
@@ -135,7 +132,7 @@ def test_sentinel_and_cluster_are_refused_before_a_url_is_taken_for_something_el
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     for url, expected in (
-        (f"amqp://u:{CANARY}@h/", "no driver for RabbitMQ yet"),
+        (f"mongodb://u:{CANARY}@h/", "no driver for MongoDB yet"),
         (f"kafka://u:{CANARY}@h", "unknown"),
     ):
         ended = cli("queues", "--broker", url, cwd=tmp_path)

@@ -106,7 +106,7 @@ async def _go(url: str, queue: str, side: str, name: str | None, nth: int) -> st
 
             async def nothing_is_left() -> bool:
                 (depth,) = [each for each in await sender.queues() if each.queue == queue]
-                return depth.ready + depth.held + depth.delayed == 0
+                return depth.pending == 0
 
             await eventually(lambda: _at_last(told, nothing_is_left))
             assert ledger == LEDGER, (side, name, nth)

@@ -39,7 +39,7 @@ AT_ONCE_AND_TESTED = {
     "limits.message_bytes",
     "limits.depth",
 }
-WITHOUT_A_DRIVER = ("amqp.", "sqs.", "gcppubsub.", "dynamodb.", "mongodb.")
+WITHOUT_A_DRIVER = ("amqp.", "gcppubsub.", "dynamodb.", "mongodb.")
 
 
 class File:

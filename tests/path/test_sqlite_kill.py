@@ -157,7 +157,7 @@ async def take_everything(path: Path, task_ids: set[str]) -> tuple[Counter[str],
         found: Counter[str] = Counter()
         depth = await broker.depth(queue)
         async with asyncio.timeout(PATIENCE):
-            while found.total() < depth.ready + depth.held:
+            while found.total() < depth.pending:
                 found.update(one.body.decode() for one in await broker.fetch(queue, 500, 1.0))
         assert await broker.fetch(queue, 1, 0) == []
         taken.append(found)

@@ -416,7 +416,7 @@ async def _is_at_rest(server: Server) -> None:
     async def look() -> bool:
         # twice: a message may go from the one that is looked at second to the one that was looked at first
         depths = [await inspector.depth(each) for each in 2 * (queue, companion(queue))]
-        return not any(each.ready + each.held + each.delayed for each in depths)
+        return not any(each.pending for each in depths)
 
     await eventually(look, patience=PATIENCE)
 

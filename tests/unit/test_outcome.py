@@ -77,6 +77,13 @@ def test_retries_wait_machinerys_fibonacci_numbers() -> None:
     assert (sent.retry_count, sent.retry_timeout, attempt_of(sent)) == (0, 8, 6)
 
 
+@pytest.mark.parametrize("outcome", [Retry("OSError: x", 1.0, counts=True), Superseded(2, 1.0)])
+def test_a_retry_of_a_task_that_names_no_queue_stays_in_the_queue_it_was_in(outcome: Outcome) -> None:
+    item = settle(outcome, signature(routing_key=""))
+    assert [each.queue for each in item.publish] == ["q"]
+    assert [each.routing_key for each in published(item)] == ["q"]
+
+
 def test_a_retry_timeout_of_the_user_is_only_where_the_waits_begin() -> None:
     outcome = judge(OSError("x"), signature(retry_count=1, retry_timeout=10), TaskOptions())
     assert outcome == Retry("OSError: x", fibonacci_next(10), counts=True)

@@ -1,0 +1,573 @@
+"""Amazon SQS as a broker: batches of ten, long polls, the visibility timeout as the lease.
+
+A message is Machinery's JSON, so Go workers and ours share queues. What SQS has no place for travels in message
+attributes, which Go does not look at. SQS counts every showing; one that was given back shall not count, so a message
+that is given back is sent anew with its count, and then deleted. Priorities are not heeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Self
+
+from asyncqueue.brokers.base import Capabilities, Dead, Delivery, Message, QueueDepth
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
+from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Missing, Reply, SaidNo, parse_url
+from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
+
+MAX_BATCH = 10
+"""The most messages in one request."""
+
+MAX_DELAY = 900.0
+"""The longest delay (seconds) of a message."""
+
+MAX_HIDDEN = 43_000.0
+"""The longest (seconds) that a message of a FIFO queue is given back for: SQS hides one for twelve hours in all."""
+
+MAX_WAIT = 20
+"""The longest (seconds) that one receive waits."""
+
+MAX_BYTES = 1_048_576
+"""The largest message, and the largest batch, with attributes (bytes)."""
+
+RETENTION = 14 * 86_400
+"""How long (seconds) the queues that we make keep a message: the longest there is."""
+
+LOOK = 10
+"""How long (seconds) an entry of a dead letter is hidden from others while one looks at it."""
+
+MOST_DEAD = 1_000
+"""The most entries of a dead letter that one look goes through."""
+
+_ATTEMPT, _BASE64 = "aq-attempt", "aq-base64"
+_REASON, _ERROR, _BURIED_AT = "aq-reason", "aq-error", "aq-buried-at"
+_OUR_ATTRIBUTES = [_ATTEMPT, _BASE64, _REASON, _ERROR, _BURIED_AT]
+_FIFO = ".fifo"
+_REMEMBERED = 10_000
+_NO_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """One message on its way to a queue. ``token`` is by what we know that SQS has it already."""
+
+    queue: str
+    token: str
+    body: bytes
+    delay: int = 0
+    group: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+class SqsBroker:
+    """A broker on Amazon SQS, or on what speaks like it; see ``asyncqueue.brokers.base`` for what each verb promises.
+
+    ``url`` is ``https://sqs.<region>.amazonaws.com/<account>``, to which the name of a queue is added; see
+    ``connections.aws.parse_url`` for other endpoints. ``lease`` is how long (seconds, rounded up) a silent worker keeps
+    what it holds: the visibility timeout. ``least_wait`` is how long (seconds) a receive that may wait waits at least:
+    more makes idling cheaper and stopping slower. ``create_queues``: a queue that is not there is made when it is first
+    used. ``client`` is an ``aiobotocore`` client that the caller made, and will close.
+
+    A queue whose name ends in ``.fifo`` is one. What else SQS has no letters for in a name becomes ``-``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease: float = 30.0,
+        least_wait: float = 0.0,
+        create_queues: bool = True,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        reply_timeout: float = REPLY_TIMEOUT,
+        client: Any = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._link = AwsLink(
+            "sqs", parse_url(url), connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client
+        )
+        self._url = url
+        self._lease = math.ceil(lease)
+        self._least_wait = least_wait
+        self._create_queues = create_queues
+        self._clock = clock
+        self._is_open = False
+        self._held: dict[Hashable, Delivery] = {}
+        # what SQS has of a verb that did not come to its end: when that is repeated, it is not sent again
+        self._sent: dict[str, None] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            lease=float(self._lease), max_delay=MAX_DELAY, max_batch=MAX_BATCH, ordered=False, counts_deliveries=True
+        )
+
+    @property
+    def address(self) -> str:
+        return str(self._link.address)
+
+    async def open(self) -> None:
+        if self._is_open:
+            return
+        try:
+            await self._link.call("list_queues", MaxResults=1)
+        except AsyncQueueError as exc:
+            # who may not list queues is known to the service, and may be allowed what a worker needs
+            if not (isinstance(exc, SaidNo) and exc.code in ("AccessDenied", "AccessDeniedException")):
+                await self._link.close()
+                raise
+        self._is_open = True
+
+    async def close(self) -> None:
+        held, self._held = list(self._held.values()), {}
+        with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
+            await _all(self.nack(held[start : start + MAX_BATCH]) for start in range(0, len(held), MAX_BATCH))
+        self._is_open = False
+        await self._link.close()
+
+    def twin(self) -> Self:
+        twin = type(self)(
+            self._url,
+            lease=self._lease,
+            least_wait=self._least_wait,
+            create_queues=self._create_queues,
+            clock=self._clock,
+        )
+        twin._link = self._link.twin()
+        return twin
+
+    async def identity(self) -> Hashable:
+        return ("sqs", self.address)
+
+    # ------------------------------------------------------------------------------------------------ publish
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        now = self._clock.now_ns() / NANOSECONDS
+        sendings = [
+            _Sending(
+                message.queue,
+                message.token or secrets.token_hex(16),
+                message.body,
+                0 if message.not_before is None else _delay(message.not_before - now),
+                message.ordering_key or message.id,
+            )
+            for message in messages
+        ]
+        await self._send(sendings)
+        self._forget(sendings)
+
+    async def _send(self, sendings: Sequence[_Sending]) -> None:
+        """Send those that SQS does not have. What it has is remembered until ``_forget``."""
+        queues: dict[str, list[tuple[_Sending, Mapping[str, Any], int]]] = {}
+        for each in sendings:
+            entry, size = _entry(each)
+            if each.token not in self._sent:
+                queues.setdefault(each.queue, []).append((each, entry, size))
+        await _all(self._send_to(queue, waiting) for queue, waiting in queues.items())
+
+    async def _send_to(self, queue: str, waiting: Sequence[tuple[_Sending, Mapping[str, Any], int]]) -> None:
+        # one request after the other: in a FIFO queue their order counts
+        for batch in _batches(waiting):
+            failed = await self._batch(queue, "send_message_batch", [entry for _, entry, _ in batch], create=True)
+            for index, (sending, _, _) in enumerate(batch):
+                if index not in failed:
+                    self._sent[sending.token] = None
+            while len(self._sent) > _REMEMBERED:  # of verbs that nobody repeated
+                del self._sent[next(iter(self._sent))]
+            if failed:
+                raise _not_all(f"{self.address}: of {len(batch)} messages for queue {queue!r}", failed)
+
+    def _forget(self, sendings: Sequence[_Sending]) -> None:
+        for each in sendings:
+            self._sent.pop(each.token, None)
+
+    # ------------------------------------------------------------------------------------------------ fetch
+
+    async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
+        if limit <= 0:
+            return ()
+        seconds = min(MAX_WAIT, math.ceil(max(wait, self._least_wait))) if wait > 0 else 0
+        found = await self._receive(queue, limit, seconds, self._lease, create=True)
+        deliveries = [_delivery(queue, message) for message in found]
+        self._held.update((delivery.receipt, delivery) for delivery in deliveries)
+        return deliveries
+
+    async def _receive(
+        self, queue: str, limit: int, wait: int, hidden: int, *, create: bool = False
+    ) -> Sequence[Mapping[str, Any]]:
+        reply = await self._call(
+            queue,
+            "receive_message",
+            create=create,
+            wait=wait,
+            MaxNumberOfMessages=min(limit, MAX_BATCH),
+            WaitTimeSeconds=wait,
+            VisibilityTimeout=hidden,
+            MessageSystemAttributeNames=["ApproximateReceiveCount"],
+            MessageAttributeNames=_OUR_ATTRIBUTES,
+        )
+        found: Sequence[Mapping[str, Any]] = reply.get("Messages") or ()
+        return found
+
+    # ------------------------------------------------------------------------------------------------ settle
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        async def delete(queue: str, some: Sequence[Delivery]) -> None:
+            failed = await self._batch_if_there(queue, "delete_message_batch", [_receipt(each) for each in some])
+            if any(not _is_gone(each) for each in failed.values()):
+                raise _not_all(f"{self.address}: of {len(some)} messages to delete from queue {queue!r}", failed)
+
+        await self._by_queue(deliveries, delete)
+        self._let_go(deliveries)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        lost = await self._hide(deliveries, self._lease)
+        return [delivery for delivery in deliveries if delivery.receipt in lost]
+
+    async def nack(self, deliveries: Sequence[Delivery], *, delay: float = 0.0) -> None:
+        in_order = [delivery for delivery in deliveries if delivery.queue.endswith(_FIFO)]
+        if in_order:  # sent anew, it would come after what it was before
+            await self._hide(in_order, math.ceil(min(max(0.0, delay), MAX_HIDDEN)))
+            self._let_go(in_order)
+        counted = [delivery for delivery in deliveries if not delivery.queue.endswith(_FIFO)]
+        await self._move(counted, lambda delivery: _again(delivery, _delay(delay)))
+
+    async def bury(self, deliveries: Sequence[Delivery], reason: str, error: str) -> None:
+        now = self._clock.now_ns() / NANOSECONDS
+        await self._move(deliveries, lambda delivery: _buried(delivery, reason, error, now))
+
+    async def _move(self, deliveries: Sequence[Delivery], sending: Callable[[Delivery], _Sending]) -> None:
+        """Send what these become, then delete them. A kill in between leaves both; a repetition does not."""
+        if not deliveries:
+            return
+        lost = await self._hide(deliveries, self._lease)
+        ours = {each.receipt: each for each in deliveries if each.receipt not in lost}
+        sendings = [sending(delivery) for delivery in ours.values()]
+        await self._send(sendings)
+        await self.ack(list(ours.values()))
+        self._forget(sendings)
+        self._let_go(deliveries)
+
+    async def _hide(self, deliveries: Sequence[Delivery], seconds: int) -> set[Hashable]:
+        """Hide these from now on for so long; returns the receipts of those that are not ours any more."""
+        lost: set[Hashable] = set()
+
+        async def hide(queue: str, some: Sequence[Delivery]) -> None:
+            entries = [_receipt(each) | {"VisibilityTimeout": seconds} for each in some]
+            failed = await self._batch_if_there(queue, "change_message_visibility_batch", entries)
+            if any(not _is_gone(each) for each in failed.values()):
+                raise _not_all(f"{self.address}: of {len(some)} messages to keep of queue {queue!r}", failed)
+            lost.update(some[index].receipt for index in failed)
+
+        await self._by_queue(deliveries, hide)
+        return lost
+
+    async def _by_queue(
+        self, deliveries: Sequence[Delivery], call: Callable[[str, Sequence[Delivery]], Awaitable[None]]
+    ) -> None:
+        queues: dict[str, dict[Hashable, Delivery]] = {}
+        for delivery in deliveries:
+            queues.setdefault(delivery.queue, {})[delivery.receipt] = delivery
+        await _all(call(queue, list(some.values())) for queue, some in queues.items())
+
+    def _let_go(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._held.pop(delivery.receipt, None)
+
+    # ------------------------------------------------------------------------------------------------ inspect
+
+    async def queues(self) -> Sequence[str]:
+        names: list[str] = []
+        more: dict[str, Any] = {}
+        while True:
+            reply = await self._link.call("list_queues", MaxResults=1_000, **more)
+            names += [url.rpartition("/")[2] for url in reply.get("QueueUrls") or ()]
+            if not reply.get("NextToken"):
+                return sorted(name for name in names if not name.endswith(_name(".dead")))
+            more = {"NextToken": reply["NextToken"]}
+
+    async def depth(self, queue: str) -> QueueDepth:
+        """As far as SQS says: its numbers lag behind by up to a minute."""
+        (ready, held, delayed), (dead, looked_at, _) = await asyncio.gather(
+            self._counts(queue), self._counts(_dead_letter(queue))
+        )
+        return QueueDepth(queue, ready, held, delayed, dead + looked_at)
+
+    async def _counts(self, queue: str) -> tuple[int, int, int]:
+        names = [f"ApproximateNumberOfMessages{what}" for what in ("", "NotVisible", "Delayed")]
+        try:
+            reply = await self._call(queue, "get_queue_attributes", AttributeNames=names)
+        except Missing:
+            return 0, 0, 0
+        ready, held, delayed = (int(reply.get("Attributes", {}).get(name, 0)) for name in names)
+        return ready, held, delayed
+
+    async def peek(self, queue: str, limit: int, offset: int = 0) -> Sequence[bytes]:
+        """Raises ``Refused``: SQS shows a message only to who takes it."""
+        raise Refused(f"SQS shows a message of queue {queue!r} only to a worker that takes it")
+
+    async def delayed(self, limit: int, offset: int = 0) -> Sequence[tuple[float, bytes]]:
+        """Raises ``Refused``: SQS shows no message before its time."""
+        raise Refused("SQS shows no message before it is due; `queues` says how many there are")
+
+    async def purge(self, queue: str) -> int:
+        count = 0
+        with suppress(Missing):
+            while found := await self._receive(queue, MAX_BATCH, 1, self._lease):
+                await self.ack([_delivery(queue, message) for message in found])
+                count += len(found)
+        return count
+
+    async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
+        found = await self._look_at_dead(queue)
+        await self._hide([delivery for delivery, _ in found], 0)
+        return [entry for _, entry in found][offset : offset + max(0, limit)]
+
+    async def requeue(self, queue: str, ids: Sequence[str]) -> int:
+        async def send(some: Sequence[tuple[Delivery, Dead]]) -> None:
+            sendings = [_Sending(queue, entry.id, entry.body, group=entry.id) for _, entry in some]
+            await self._send(sendings)
+            await self.ack([delivery for delivery, _ in some])
+            self._forget(sendings)
+
+        return await self._take_dead(queue, ids, send)
+
+    async def drop(self, queue: str, ids: Sequence[str]) -> int:
+        async def delete(some: Sequence[tuple[Delivery, Dead]]) -> None:
+            await self.ack([delivery for delivery, _ in some])
+
+        return await self._take_dead(queue, ids, delete)
+
+    async def _take_dead(
+        self, queue: str, ids: Sequence[str], take: Callable[[Sequence[tuple[Delivery, Dead]]], Awaitable[None]]
+    ) -> int:
+        """Do something with these entries, and show the others again."""
+        found = await self._look_at_dead(queue, set(ids))
+        wanted = [each for each in found if each[1].id in ids]
+        try:
+            await _all(take(wanted[start : start + MAX_BATCH]) for start in range(0, len(wanted), MAX_BATCH))
+        finally:
+            await self._hide([each[0] for each in found if each[1].id not in ids], 0)
+        return len(wanted)
+
+    async def _look_at_dead(self, queue: str, wanted: set[str] | None = None) -> list[tuple[Delivery, Dead]]:
+        """Entries, oldest first, hidden from others meanwhile: all of them, or until all that are wanted are there."""
+        letter = _dead_letter(queue)
+        found: list[tuple[Delivery, Dead]] = []
+        with suppress(Missing):
+            while len(found) < MOST_DEAD and (wanted is None or wanted - {entry.id for _, entry in found}):
+                some = await self._receive(letter, MAX_BATCH, 1, LOOK)
+                if not some:
+                    break
+                found += [(_delivery(letter, message), _entry_of_dead(queue, message)) for message in some]
+        return sorted(found, key=lambda each: (each[1].buried_at, each[1].id))
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    async def _batch(
+        self, queue: str, operation: str, entries: Iterable[Mapping[str, Any]], *, create: bool = False
+    ) -> Mapping[int, Mapping[str, Any]]:
+        """What failed, by its place in the batch."""
+        numbered = [{"Id": str(index), **entry} for index, entry in enumerate(entries)]
+        reply = await self._call(queue, operation, create=create, Entries=numbered)
+        return {int(failure["Id"]): failure for failure in reply.get("Failed") or ()}
+
+    async def _batch_if_there(
+        self, queue: str, operation: str, entries: Sequence[Mapping[str, Any]]
+    ) -> Mapping[int, Mapping[str, Any]]:
+        """The same, of a queue that may be gone, and all that was in it."""
+        failed: dict[int, Mapping[str, Any]] = {}
+        for start in range(0, len(entries), MAX_BATCH):
+            some = entries[start : start + MAX_BATCH]
+            try:
+                of_some = await self._batch(queue, operation, some)
+            except Missing:
+                of_some = {index: {"SenderFault": True} for index in range(len(some))}
+            failed |= {start + index: failure for index, failure in of_some.items()}
+        return failed
+
+    async def _call(
+        self, queue: str, operation: str, *, create: bool = False, wait: float = 0.0, **parameters: Any
+    ) -> Reply:
+        url = f"{self._link.address.endpoint}/{self._link.address.path}/{_name(queue)}"
+        try:
+            return await self._link.call(operation, wait=wait, QueueUrl=url, **parameters)
+        except Missing as exc:
+            if not (create and self._create_queues):
+                raise Missing(f"queue {_name(queue)!r} does not exist at {self.address}", exc.code) from exc
+        await self._create(queue)
+        try:
+            return await self._link.call(operation, wait=wait, QueueUrl=url, **parameters)
+        except Missing as exc:
+            raise Unavailable(f"queue {_name(queue)!r} was made at {self.address}, and is not there yet") from exc
+
+    async def _create(self, queue: str) -> None:
+        name = _name(queue)
+        attributes = {"MessageRetentionPeriod": str(RETENTION)}
+        if name.endswith(_FIFO):
+            attributes["FifoQueue"] = "true"
+        try:
+            await self._link.call("create_queue", QueueName=name, Attributes=attributes)
+        except SaidNo as exc:
+            if exc.code in ("QueueNameExists", "QueueAlreadyExists"):  # somebody made it meanwhile
+                return
+            raise Refused(f"queue {name!r} does not exist at {self.address}, and could not be made: {exc}") from exc
+
+
+@lru_cache(1024)
+def _name(queue: str) -> str:
+    """The name of a queue in SQS. Raises ``Refused`` for one that is too long."""
+    base, ending = (queue[: -len(_FIFO)], _FIFO) if queue.endswith(_FIFO) else (queue, "")
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", base) + ending
+    if not 1 <= len(name) <= 80:
+        raise Refused(f"queue {queue!r}: in SQS a name has 1 to 80 letters, this one {len(name)}")
+    return name
+
+
+def _dead_letter(queue: str) -> str:
+    return f"{queue}.dead"
+
+
+def _delay(seconds: float) -> int:
+    """Whole seconds, never early; what is due later than SQS can wait is shown early, and given back."""
+    return math.ceil(min(max(0.0, seconds), MAX_DELAY))
+
+
+def _again(delivery: Delivery, delay: int) -> _Sending:
+    attributes = {_ATTEMPT: str(delivery.attempt - 1)} if delivery.attempt > 1 else {}
+    return _Sending(delivery.queue, f"again/{delivery.receipt}", delivery.body, delay, attributes=attributes)
+
+
+def _buried(delivery: Delivery, reason: str, error: str, now: float) -> _Sending:
+    facts = {_REASON: reason, _ERROR: error, _ATTEMPT: str(delivery.attempt), _BURIED_AT: f"{now:.6f}"}
+    token = f"buried/{delivery.receipt}"
+    return _Sending(_dead_letter(delivery.queue), token, delivery.body, attributes=facts)
+
+
+def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
+    """The entry of a batch that sends this, and its size (bytes). Raises ``MessageTooLarge``."""
+    text, is_plain = _text(sending.body)
+    attributes = {name: _NO_TEXT.sub("\ufffd", value) for name, value in sending.attributes.items() if value}
+    if not is_plain:
+        attributes[_BASE64] = "1"
+    size = len(sending.body if is_plain else text)
+    size += sum(len(name) + len("String") + len(value.encode()) for name, value in attributes.items())
+    if size > MAX_BYTES:
+        raise MessageTooLarge(
+            f"a message for queue {sending.queue!r} takes {size} bytes in SQS, the limit is {MAX_BYTES}"
+        )
+    entry: dict[str, Any] = {"MessageBody": text}
+    if attributes:
+        entry["MessageAttributes"] = {
+            name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
+        }
+    if sending.queue.endswith(_FIFO):
+        entry["MessageGroupId"] = _fifo_id(sending.group)
+        entry["MessageDeduplicationId"] = _fifo_id(sending.token)
+    elif sending.delay:
+        entry["DelaySeconds"] = sending.delay
+    return entry, size
+
+
+def _fifo_id(text: str) -> str:
+    """The text itself wherever SQS takes it, so that it means the same to those who are not us."""
+    return text if re.fullmatch("[!-~]{1,128}", text) else sha256(text.encode()).hexdigest()
+
+
+def _text(body: bytes) -> tuple[str, bool]:
+    """The body as SQS takes it, and whether that is the body itself."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if text and not _NO_TEXT.search(text):
+        return text, True
+    return base64.b64encode(body).decode() or "=", False
+
+
+def _bytes(message: Mapping[str, Any]) -> bytes:
+    text: str = message["Body"]
+    if _attribute(message, _BASE64):
+        with suppress(binascii.Error, ValueError):  # somebody else's attribute, then
+            return b"" if text == "=" else base64.b64decode(text, validate=True)
+    return text.encode()
+
+
+def _attribute(message: Mapping[str, Any], name: str) -> str:
+    value = message.get("MessageAttributes", {}).get(name, {}).get("StringValue", "")
+    return str(value)
+
+
+def _delivery(queue: str, message: Mapping[str, Any]) -> Delivery:
+    shown = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
+    return Delivery(_bytes(message), queue, message["ReceiptHandle"], shown + _number(_attribute(message, _ATTEMPT)))
+
+
+def _entry_of_dead(queue: str, message: Mapping[str, Any]) -> Dead:
+    try:
+        buried_at = float(_attribute(message, _BURIED_AT))
+    except ValueError:  # put there by somebody else
+        buried_at = 0.0
+    return Dead(
+        id=message["MessageId"],
+        queue=queue,
+        body=_bytes(message),
+        reason=_attribute(message, _REASON),
+        error=_attribute(message, _ERROR),
+        attempt=_number(_attribute(message, _ATTEMPT)),
+        buried_at=buried_at,
+    )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def _receipt(delivery: Delivery) -> dict[str, Any]:
+    return {"ReceiptHandle": delivery.receipt}
+
+
+def _is_gone(failure: Mapping[str, Any]) -> bool:
+    """Whether it failed because the message is not ours any more: SQS has a word for each way that comes about."""
+    return bool(failure.get("SenderFault"))
+
+
+def _not_all(what: str, failed: Mapping[int, Mapping[str, Any]]) -> AsyncQueueError:
+    """Why some of a batch failed. Where trying again may help some of them, it is tried again."""
+    said = sorted({f"{failure.get('Code', '')}: {failure.get('Message', '')}" for failure in failed.values()})
+    text = f"{what}, {len(failed)} failed: {'; '.join(said)}"
+    return Refused(text) if all(_is_gone(failure) for failure in failed.values()) else Unavailable(text)
+
+
+def _batches(
+    waiting: Sequence[tuple[_Sending, Mapping[str, Any], int]],
+) -> Iterator[Sequence[tuple[_Sending, Mapping[str, Any], int]]]:
+    """Parts that one request can carry."""
+    batch: list[tuple[_Sending, Mapping[str, Any], int]] = []
+    size = 0
+    for each in waiting:
+        if batch and (len(batch) == MAX_BATCH or size + each[2] > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(each)
+        size += each[2]
+    if batch:
+        yield batch
+
+
+async def _all(calls: Iterable[Awaitable[None]]) -> None:
+    """Make all of these calls; raises the first error when all have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,601 @@
+"""RabbitMQ keeps the contract of a broker; and what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+
+from asyncqueue.brokers.amqp import AmqpBroker
+from asyncqueue.brokers.base import Delivery, Message
+from asyncqueue.connections import amqp_topology
+from asyncqueue.connections.amqp import parse_urls
+from asyncqueue.connections.amqp_holding import ack_frames
+from asyncqueue.connections.amqp_topology import Topology
+from asyncqueue.errors import ConfigError, Refused, Unavailable
+from asyncqueue.signature import Signature
+from asyncqueue.testing import BrokerContract, InspectorContract
+from asyncqueue.testing.suite import BrokerSuite, Suite, names
+from asyncqueue.wire import encode_signature
+from tests.opened import opened
+from tests.services import Rabbit, RabbitServer, free_port
+
+T = TypeVar("T")
+PATIENCE = 30.0
+CANARY = "s3cret-c4nary"
+GOLDEN = sorted((Path(__file__).parent.parent / "wire" / "golden").glob("v*/amqp/publish/*.json"))
+UNSHOWN = "RabbitMQ does not show that to its clients"
+
+
+class OnRabbit(Suite):
+    """A virtual host for each test."""
+
+    @pytest.fixture
+    def service(self, amqp_url: str) -> None:
+        self.url = amqp_url
+
+    def nobody(self) -> str:
+        """A URL where no server is."""
+        return f"amqp://127.0.0.1:{free_port()}/"
+
+
+class TestAmqpBroker(OnRabbit, BrokerContract):
+    knows_tokens = False
+    keeps_places = True
+    delay = 1.0
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url)
+
+    async def make_unreachable(self) -> AmqpBroker:
+        return AmqpBroker(self.nobody())
+
+
+class TestAmqpBrokerOnQuorumQueues(TestAmqpBroker):
+    """Replicated queues, which count deliveries."""
+
+    uncounted_nacks = False
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url, topology=Topology(queue_arguments={"x-queue-type": "quorum"}))
+
+    async def test_what_was_given_back_is_next_in_the_order_given(self) -> None:
+        # but for that: a quorum queue may show some that waited before those that came back
+        await self.publish("a", "b", "c", "d")
+        await self.broker.nack(await self.fetch_until(3))
+        assert sorted(names(await self.fetch_until(4))) == ["a", "b", "c", "d"]
+
+    async def test_a_killed_workers_showings_are_counted(self) -> None:
+        await self.publish("a")
+        for attempt in (1, 2, 3):
+            other = await self.another_broker()
+            assert isinstance(other, AmqpBroker)
+            (delivery,) = await self.fetch_until(1, broker=other)
+            assert delivery.attempt == attempt
+            other._consuming.abandon()  # as if it had been killed
+
+
+class TestAmqpBrokerWithPriorities(TestAmqpBroker):
+    """Queues that know priorities."""
+
+    knows_priorities = True
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url, topology=Topology(queue_arguments={"x-max-priority": 255}))
+
+    async def test_a_delayed_message_keeps_its_priority(self) -> None:
+        due = self.now() + self.delay
+        await self.broker.publish(
+            [self.message(name, not_before=due, priority=each) for name, each in (("low", 1), ("high", 9))]
+        )
+
+        async def are_due() -> bool:
+            return (await self.inspector().depth(self.queue)).ready == 2
+
+        await self.until(are_due)
+        assert names(await self.fetch_until(2)) == ["high", "low"]
+
+
+class TestAmqpInspector(OnRabbit, InspectorContract):
+    """What a client of RabbitMQ can see: how much is ready, and the dead letter."""
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url)
+
+    async def test_queues_are_sorted_and_a_dead_letter_is_not_one(self) -> None:
+        with pytest.raises(Refused, match="rabbitmqctl list_queues"):
+            await self.inspector().queues()
+
+    async def test_depth_counts_what_is_ready_held_delayed_and_dead(self) -> None:
+        await self._bury("dead")
+        await self.publish("held", "held", "ready", "ready", "ready")
+        await self.fetch_until(2)
+        depth = await self.inspector().depth(self.queue)
+        assert (depth.ready, depth.dead) == (3, 1)
+        assert depth.held is depth.delayed is None, "it does not say, and so do we not"
+
+    async def test_depth_counts_what_others_hold(self) -> None:
+        pytest.skip(UNSHOWN)
+
+    async def test_a_queue_that_nobody_knows_is_empty(self) -> None:
+        inspector = self.inspector()
+        depth = await inspector.depth("never-used")
+        assert (depth.ready, depth.dead) == (0, 0)
+        assert list(await inspector.dead("never-used", 10)) == []
+        assert await inspector.purge("never-used") == 0
+        assert await inspector.requeue("never-used", ["1"]) == 0
+        assert await inspector.drop("never-used", ["1"]) == 0
+
+    async def test_peek_shows_ready_messages_next_first(self) -> None:
+        with pytest.raises(Refused, match="only to those who take them"):
+            await self.inspector().peek(self.queue, 10)
+
+    async def test_peek_shows_neither_what_is_held_nor_what_is_delayed(self) -> None:
+        pytest.skip(UNSHOWN)
+
+    async def test_peek_shows_what_comes_next_after_something_was_given_back(self) -> None:
+        pytest.skip(UNSHOWN)
+
+    async def test_delayed_shows_all_queues_soonest_first_with_due_times(self) -> None:
+        with pytest.raises(Refused, match="shows no delayed messages"):
+            await self.inspector().delayed(10)
+
+    async def test_delayed_shows_what_was_given_back_with_a_delay(self) -> None:
+        pytest.skip(UNSHOWN)
+
+    async def test_looking_takes_nothing_from_a_worker(self) -> None:
+        inspector = self.inspector()
+        await self._bury("dead")
+        await self.publish("a", "b", "c")
+        (held,) = await self.fetch_until(1)
+        for _ in range(2):
+            await inspector.depth(self.queue)
+            await inspector.dead(self.queue, 10)
+        assert list(await self.broker.extend([held])) == []
+        taken = await self.fetch_until(2)
+        assert (names(taken), [delivery.attempt for delivery in taken]) == (["b", "c"], [1, 1])
+
+    async def test_purge_drops_what_is_ready_and_nothing_else(self) -> None:
+        inspector = self.inspector()
+        await self._bury("dead")
+        await self.publish("held", "a", "b", "c")
+        (held,) = await self.fetch_until(1)
+        await self.broker.publish([self.message("elsewhere", queue=self.other_queue)])
+        assert await inspector.purge(self.queue) == 3
+        assert (await inspector.depth(self.queue)).dead == 1
+        assert (await inspector.depth(self.other_queue)).ready == 1
+        assert list(await self.broker.extend([held])) == []
+        assert await inspector.purge(self.queue) == 0
+
+
+# ---------------------------------------------------------------------------------------------------- helpers
+
+
+def message(name: str, queue: str = "q", **fields: Any) -> Message:
+    body = encode_signature(Signature(uuid=f"task_{name}", name=name, routing_key=queue))
+    return Message(body, queue, f"task_{name}", **fields)
+
+
+async def fetched(broker: AmqpBroker, count: int = 1, queue: str = "q") -> list[Delivery]:
+    """``count`` deliveries, through whatever happens to the server meanwhile."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(taken) < count:
+            try:
+                taken += await broker.fetch(queue, count - len(taken), 0.5)
+            except Unavailable:
+                await asyncio.sleep(0.05)
+    return taken
+
+
+async def at_last(call: Callable[[], Awaitable[T]]) -> T:
+    """What it returns once the service answers again."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await call()
+            except Unavailable:
+                await asyncio.sleep(0.02)
+
+
+class Host:
+    """A virtual host, as its administrator sees it."""
+
+    def __init__(self, server: Rabbit, url: str) -> None:
+        self.server = server
+        self.name = urlsplit(url).path.removeprefix("/") or "%2F"
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:
+        return await asyncio.to_thread(self.server.manage, method, path.replace("VHOST", self.name), body)
+
+    async def queues(self) -> dict[str, Any]:
+        return {each["name"]: each for each in await self.ask("GET", "queues/VHOST?disable_stats=true")}
+
+    async def messages(self, queue: str) -> list[Any]:
+        wanted = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"}
+        return list(await self.ask("POST", f"queues/VHOST/{queue}/get", wanted))
+
+
+@pytest.fixture(scope="module")
+def own_server(shared_rabbitmq: Rabbit) -> Iterator[RabbitServer]:
+    """A server to be harmed. Each test leaves it running, and uses queues of its own."""
+    with RabbitServer() as server:
+        yield server
+
+
+@pytest.fixture
+def host(shared_rabbitmq: Rabbit, amqp_url: str) -> Host:
+    return Host(shared_rabbitmq, amqp_url)
+
+
+@pytest.fixture
+async def broker(amqp_url: str) -> AsyncIterator[AmqpBroker]:
+    async with opened(AmqpBroker(amqp_url)) as broker:
+        yield broker
+
+
+# ---------------------------------------------------------------------------------------------------- topology
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parts[-4]}-{path.stem}")
+async def test_what_stands_on_the_server_and_what_is_sent_is_what_machinery_makes_of_it(
+    path: Path, amqp_url: str, host: Host
+) -> None:
+    golden = json.loads(path.read_text())
+    peer, theirs = golden["peer"], golden["topology"]
+    ((sent_to, (sent,)),) = golden["messages"].items()
+    body = json.loads(sent["body"])
+    topology = Topology(
+        exchange=peer["exchange"],
+        exchange_type=peer["exchange_type"],
+        default_queue=peer["queue"],
+        binding_key=peer["binding_key"],
+        queue_arguments=peer.get("queue_args", {}),
+        auto_delete=peer.get("auto_delete", False),
+        delayed_queue=peer.get("delayed_queue", ""),
+    )
+    not_before = time.time() + 59.5 if body["ETA"] else None
+    async with opened(AmqpBroker(amqp_url, topology=topology)) as broker:
+        await broker.publish(
+            [
+                Message(
+                    sent["body"].encode(),
+                    body["RoutingKey"],
+                    body["UUID"],
+                    not_before=not_before,
+                    priority=body["Priority"],
+                )
+            ]
+        )
+    target = peer["queue"] if body["RoutingKey"] == peer["binding_key"] else body["RoutingKey"]
+    ours = await host.queues()
+    for queue in theirs["queues"]:
+        # Machinery's publisher declares a queue that has the name of the binding key, and that no worker consumes
+        name = target if queue["name"] == peer["binding_key"] else _rounded(queue["name"])
+        mine = ours[name]
+        assert (mine["durable"], mine["auto_delete"], mine["exclusive"]) == (True, queue["auto_delete"], False)
+        assert mine["arguments"] == {key: _rounded(value) for key, _, value in queue["arguments"]}
+    # a delayed message needs a place to go to, which Machinery leaves to the worker
+    assert set(ours) == {_rounded(q["name"]) for q in theirs["queues"] if q["name"] != peer["binding_key"]} | {target}
+    (exchange,) = [each for each in await host.ask("GET", "exchanges/VHOST") if each["name"] == peer["exchange"]]
+    assert (exchange["type"], exchange["durable"], exchange["auto_delete"]) == (peer["exchange_type"], True, False)
+    bindings = {
+        (each["source"], each["destination"], each["routing_key"])
+        for each in await host.ask("GET", "bindings/VHOST")
+        if each["source"]
+    }
+    for binding in theirs["bindings"]:
+        name = target if binding["destination_name"] == peer["binding_key"] else _rounded(binding["destination_name"])
+        assert (binding["source_name"], name, _rounded(binding["routing_key"])) in bindings
+    (mine,) = await host.messages(target if sent_to == peer["binding_key"] else _rounded(sent_to))
+    properties = {key: value for key, value in mine["properties"].items() if key != "message_id"}
+    if "expiration" in properties:
+        assert 59_000 < int(properties["expiration"]) <= 59_500
+        properties["expiration"] = sent["properties"]["expiration"]
+    assert mine["payload"] == sent["body"]
+    assert properties == sent["properties"]
+    assert mine["routing_key"] == _rounded(sent["routing_key"])
+
+
+def _rounded(value: Any) -> Any:
+    """Delays in whole seconds, where Machinery has milliseconds."""
+    if isinstance(value, str):
+        return re.sub(r"\b5999\d\b", "60000", value)
+    return round(value, -3) if value > 50_000 else value
+
+
+async def test_a_task_for_the_default_queue_is_in_that_queue_alone(broker: AmqpBroker, host: Host) -> None:
+    assert list(await broker.fetch("mails", 1, 0)) == []  # as a worker of that queue declares it
+    await broker.publish([message("a", "machinery_tasks"), message("b", "machinery_task")])
+    assert set(await host.queues()) == {"machinery_tasks", "mails"}
+    assert list(await broker.fetch("mails", 10, 0.1)) == []
+    assert names(await fetched(broker, 2, "machinery_tasks")) == ["a", "b"]
+
+
+async def test_what_no_queue_is_bound_for_is_refused_and_the_queue_is_named(amqp_url: str) -> None:
+    topology = Topology(exchange="topics", exchange_type="topic", binding_key="something.else")
+    async with opened(AmqpBroker(amqp_url, topology=topology)) as broker:
+        with pytest.raises(Refused, match="machinery_tasks"):
+            await broker.publish([message("a", "machinery_tasks")])
+        await broker.publish([message("b", "mails")])
+        assert names(await fetched(broker, queue="mails")) == ["b"]
+
+
+async def test_a_queue_with_other_arguments_is_refused_and_the_argument_is_named(
+    broker: AmqpBroker, amqp_url: str
+) -> None:
+    await broker.publish([message("a")])
+    other = Topology(queue_arguments={"x-max-priority": 10})
+    async with opened(AmqpBroker(amqp_url, topology=other)) as different:
+        for verb in (lambda: different.publish([message("b")]), lambda: different.fetch("q", 1, 0)):
+            with pytest.raises(Refused, match=r"x-max-priority.*'q'"):
+                await verb()
+        await different.publish([message("c", "another")])
+        assert names(await fetched(different, queue="another")) == ["c"], "other queues go on"
+
+
+async def test_a_message_arrives_in_a_queue_that_was_deleted_since_we_declared_it(
+    broker: AmqpBroker, host: Host
+) -> None:
+    await broker.publish([message("a")])
+    await host.ask("DELETE", "queues/VHOST/q")
+    await broker.publish([message("b")])
+    assert names(await fetched(broker)) == ["b"]
+
+
+async def test_a_waiting_fetch_comes_back_when_its_queue_is_deleted(broker: AmqpBroker, host: Host) -> None:
+    waiting = asyncio.create_task(broker.fetch("q", 1, PATIENCE))
+    while "q" not in await host.queues():
+        await asyncio.sleep(0.01)
+    await broker.publish([message("a")])
+    await broker.ack(await waiting)
+    waiting = asyncio.create_task(broker.fetch("q", 1, PATIENCE))
+    while not (await host.ask("GET", "consumers/VHOST")):
+        await asyncio.sleep(0.01)
+    await host.ask("DELETE", "queues/VHOST/q")
+    assert list(await asyncio.wait_for(waiting, PATIENCE / 2)) == []
+    await broker.publish([message("b")])
+    assert names(await fetched(broker)) == ["b"]
+
+
+async def test_messages_of_others_come_as_they_are(broker: AmqpBroker, host: Host) -> None:
+    assert list(await broker.fetch("q", 1, 0)) == []
+    bodies = ["", "{", "\x00\x01", "[1, 2]", "x" * 1_000_000]
+    for body in bodies:
+        sent = {"properties": {"headers": {"x-b3-traceid": "1", "number": 7}}, "routing_key": "q", "payload": body}
+        await host.ask("POST", "exchanges/VHOST/machinery_exchange/publish", {**sent, "payload_encoding": "string"})
+    taken = await fetched(broker, len(bodies))
+    assert [each.body.decode() for each in taken] == bodies
+    await broker.nack(taken[:1], delay=1.0)
+    await broker.bury(taken[1:2], "unreadable", "no JSON")
+    await broker.ack(taken[2:])
+    (dead,) = await broker.dead("q", 10)
+    assert (dead.body, dead.reason) == (b"{", "unreadable")
+    (again,) = await fetched(broker)
+    assert again.body == b""
+    await broker.nack([again])
+    (seen,) = await host.messages("q")
+    assert seen["properties"]["headers"] == {"x-b3-traceid": "1", "number": 7} | {
+        key: value for key, value in seen["properties"]["headers"].items() if "death" in key
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- delays
+
+
+async def test_delays_of_one_to_five_seconds_are_kept_to_the_second(broker: AmqpBroker) -> None:
+    await _are_kept_to_the_second(broker, range(1, 6))
+
+
+@pytest.mark.long
+async def test_delays_of_one_to_ten_seconds_are_kept_to_the_second(broker: AmqpBroker) -> None:
+    await _are_kept_to_the_second(broker, range(1, 11))
+
+
+async def test_delays_by_way_of_several_queues_are_kept_to_the_second(
+    broker: AmqpBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amqp_topology, "SHORT", 0)
+    monkeypatch.setattr(amqp_topology, "BASE", 2)
+    await _are_kept_to_the_second(broker, range(1, 6))
+
+
+async def _are_kept_to_the_second(broker: AmqpBroker, delays: range) -> None:
+    sent_at = time.time()
+    await broker.publish([message(f"m{delay}", not_before=sent_at + delay) for delay in delays])
+    for delay in delays:
+        (delivery,) = await fetched(broker)
+        late = time.time() - sent_at - delay
+        print(f"a delay of {delay} s: {late:+.3f} s")
+        assert (names([delivery]), late >= -0.01) == ([f"m{delay}"], True)
+        await broker.ack([delivery])
+
+
+async def test_a_delay_that_is_too_long_is_refused_in_words(broker: AmqpBroker) -> None:
+    with pytest.raises(Refused, match=r"cannot delay a message of queue 'q' so long: .* s is longer than"):
+        await broker.publish([message("a", not_before=time.time() + 365 * 86_400)])
+
+
+async def test_one_queue_for_all_delayed_tasks_can_be_asked_for(amqp_url: str, host: Host) -> None:
+    async with opened(AmqpBroker(amqp_url, topology=Topology(delayed_queue="later"))) as broker:
+        await broker.publish([message("a", "machinery_tasks", not_before=time.time() + 1.0)])
+        assert "later" in await host.queues()
+        assert names(await fetched(broker, queue="machinery_tasks")) == ["a"]
+
+
+# ---------------------------------------------------------------------------------------------------- holding
+
+
+def test_the_oldest_are_acked_with_one_frame() -> None:
+    assert ack_frames([1, 2, 3, 4], {1, 2, 3}) == [(3, True)]
+    assert ack_frames([1, 2, 3, 4], {1, 2, 4}) == [(2, True), (4, False)]
+    assert ack_frames([1, 2, 3, 4], {3, 4}) == [(3, False), (4, False)]
+    assert ack_frames([7, 9], {7}) == [(7, False)]
+    assert ack_frames([], set()) == []
+
+
+async def test_verdicts_in_any_order_and_all_at_once_do_no_harm(broker: AmqpBroker) -> None:
+    await broker.publish([message(f"m{number}") for number in range(60)])
+    taken = await fetched(broker, 60)
+    await asyncio.gather(
+        *(broker.ack([each, each]) for each in taken[::3]),
+        *(broker.nack([each], delay=1.0) for each in taken[1::3]),
+        *(broker.bury([each], "reason", "error") for each in taken[2::3]),
+        broker.ack(taken[::3]),
+    )
+    assert list(await broker.extend(taken)) == taken
+    assert len(await broker.dead("q", 100)) == 20
+    assert sorted(names(await fetched(broker, 20))) == sorted(names(taken[1::3]))
+    assert list(await broker.fetch("q", 10, 0.1)) == []
+
+
+async def test_a_bound_of_held_messages_is_kept_and_freed(amqp_url: str) -> None:
+    async with opened(AmqpBroker(amqp_url, prefetch=3)) as broker:
+        await broker.publish([message(f"m{number}") for number in range(5)])
+        first = await fetched(broker, 3)
+        assert list(await broker.fetch("q", 10, 0.05)) == []
+        waiting = asyncio.create_task(broker.fetch("q", 10, PATIENCE))
+        await asyncio.sleep(0)
+        await broker.ack(first[:1])
+        assert names(await waiting) == ["m3"]
+
+
+async def test_a_connection_that_the_server_closes_costs_what_it_held_and_nothing_more(
+    broker: AmqpBroker, host: Host
+) -> None:
+    await broker.publish([message("a")])
+    (held,) = await fetched(broker)
+    waiting = asyncio.create_task(fetched(broker))
+    closed = 0
+    while not closed:
+        for each in await host.ask("GET", "vhosts/VHOST/connections"):
+            with suppress(OSError):
+                await host.ask("DELETE", f"connections/{each['name'].replace(' ', '%20').replace('>', '%3E')}")
+                closed += 1
+        await asyncio.sleep(0.05)
+    (again,) = await waiting
+    assert (again.body, again.attempt) == (held.body, 2)
+    await broker.ack([held])
+    assert list(await broker.extend([held, again])) == [held]
+    await at_last(lambda: broker.publish([message("b")]))
+    assert names(await fetched(broker)) == ["b"]
+
+
+# ---------------------------------------------------------------------------------------------------- reaching it
+
+
+@pytest.mark.parametrize("url", ["amqp://h:x/", "amqp:///", "http://h", "amqps://h/?cafil=x", "amqp://h/?cafile=x", ""])
+def test_a_url_that_cannot_work_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected .*amqps?://"):
+        parse_urls(url)
+
+
+def test_a_password_is_never_shown() -> None:
+    broker = AmqpBroker(f"amqp://user:{CANARY}@h/v;amqp://user:{CANARY}@h2/v", separator=";")
+    assert broker.address == "amqp://h:5672/v, amqp://h2:5672/v"
+    with pytest.raises(ConfigError) as raised:
+        AmqpBroker(f"amqp://user:{CANARY}@h:port/")
+    assert CANARY not in str(raised.value) + repr(parse_urls(f"amqp://user:{CANARY}@h/"))
+
+
+async def test_wrong_credentials_and_an_unknown_host_are_refused(shared_rabbitmq: Rabbit) -> None:
+    place = shared_rabbitmq.url.partition("@")[2].rstrip("/")
+    for url in (f"amqp://guest:{CANARY}@{place}/", f"amqp://guest:guest@{place}/no-such-host"):
+        with pytest.raises(Refused) as raised:
+            await AmqpBroker(url).open()
+        assert place in str(raised.value)
+        assert CANARY not in str(raised.value)
+
+
+async def test_tls_is_spoken_and_certificates_are_verified(shared_rabbitmq: Rabbit) -> None:
+    async with opened(AmqpBroker(shared_rabbitmq.tls_url)) as broker:
+        await broker.publish([message("tls", "tls-queue")])
+        (delivery,) = await fetched(broker, queue="tls-queue")
+        await broker.ack([delivery])
+    with pytest.raises(Refused, match="certificate"):
+        await AmqpBroker(shared_rabbitmq.tls_url.partition("?")[0]).open()
+
+
+async def test_of_several_servers_the_first_that_answers_is_used(amqp_url: str) -> None:
+    nobody = f"amqp://127.0.0.1:{free_port()}/"
+    async with opened(AmqpBroker(f"{nobody};{amqp_url}", separator=";")) as broker:
+        await broker.publish([message("a")])
+        assert names(await fetched(broker)) == ["a"]
+    with pytest.raises(Unavailable):
+        await AmqpBroker(f"{nobody};{nobody}", separator=";").open()
+
+
+async def test_a_server_that_is_killed_and_comes_back_has_what_it_confirmed(own_server: RabbitServer) -> None:
+    server = own_server
+    async with opened(AmqpBroker(server.url)) as broker:
+        await broker.publish([message("held"), message("ready"), message("later", not_before=time.time() + 2)])
+        (held,) = await fetched(broker)
+        waiting = asyncio.create_task(fetched(broker, 3))
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(Unavailable):
+            await broker.publish([message("nobody hears this")])
+        await asyncio.to_thread(server.restart)
+        taken = await waiting
+        assert sorted(names(taken)) == ["held", "later", "ready"]
+        assert list(await broker.extend([held, *taken])) == [held]
+        await at_last(lambda: broker.publish([message("after")]))
+        assert names(await fetched(broker)) == ["after"]
+
+
+async def test_a_server_that_stands_still_is_noticed_by_the_next_call(own_server: RabbitServer) -> None:
+    server = own_server
+    async with opened(AmqpBroker(server.url, reply_timeout=3.0, connect_timeout=3.0)) as broker:
+        await at_last(lambda: broker.publish([message("a", "still")]))
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for verb in (lambda: broker.publish([message("b", "still")]), lambda: broker.fetch("still", 1, 0.1)):
+                with pytest.raises(Unavailable):
+                    await verb()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        while names(await fetched(broker, queue="still")) != ["a"]:
+            pass  # "b" may be there or not: nobody has confirmed it
+
+
+async def test_a_server_that_is_short_of_memory_refuses_messages_and_goes_on_giving_them_out(
+    own_server: RabbitServer,
+) -> None:
+    server = own_server
+    async with opened(AmqpBroker(server.url, reply_timeout=3.0)) as broker:
+        await at_last(lambda: broker.publish([message("a", "short"), message("b", "short")]))
+        (first,) = await fetched(broker, queue="short")
+        await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0")
+        with pytest.raises(Unavailable, match="memory or disk alarm"):
+            await broker.publish([message("c", "short")])
+        assert names(await fetched(broker, queue="short")) == ["b"]
+        await broker.ack([first])
+        await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.8")
+        await at_last(lambda: broker.publish([message("d", "short")]))
+        while names(await fetched(broker, queue="short")) != ["d"]:
+            pass  # "c" may be there or not: nobody has confirmed it
+
+
+class TestTwoWorkersOnRabbit(OnRabbit, BrokerSuite):
+    """Threads and loops."""
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url)
+
+    async def test_a_twin_whose_family_has_left_holds_nothing(self) -> None:
+        await self.publish("a")
+        delivery = await self.fetch_one()
+        twin = await self.opened(self.broker.twin())
+        await self.broker.close()
+        assert list(await twin.extend([delivery])) == [delivery]
+        await twin.ack([delivery])
+        assert names(await self.fetch_until(1, broker=twin)) == ["a"]

@@ -1,0 +1,385 @@
+"""SQS keeps the contracts of broker and inspector, on ElasticMQ; and what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiobotocore.session import AioSession
+
+from asyncqueue import Server
+from asyncqueue.brokers.base import Broker, Delivery, Message
+from asyncqueue.brokers.sqs import MAX_BYTES, SqsBroker
+from asyncqueue.connections.aws import parse_url
+from asyncqueue.errors import ConfigError, MessageTooLarge, Refused, Unavailable
+from asyncqueue.locks.sqlite import SqliteLock
+from asyncqueue.testing import BrokerContract, InspectorContract
+from asyncqueue.testing.suite import BrokerSuite, names
+from tests.opened import opened
+from tests.services import free_port
+
+LEASE = 2.0
+CANARY = "c4n4ry"
+
+
+class OnSqs(BrokerSuite):
+    """Queues of their own for each test. Delays and leases are whole seconds here."""
+
+    delay = 1.0
+    knows_tokens = False
+    shows_messages = False
+    shows_delayed = False
+    ending = ""
+
+    @pytest.fixture
+    def service(self, sqs_url: str) -> None:
+        self.url = sqs_url
+        name = f"{secrets.token_hex(4)}-contract"
+        self.queue, self.other_queue = f"{name}{self.ending}", f"{name}-2{self.ending}"
+
+    async def make_broker(self) -> SqsBroker:
+        return SqsBroker(self.url, lease=LEASE)
+
+    async def make_unreachable(self) -> Broker:
+        return SqsBroker(f"http://test:test@127.0.0.1:{free_port()}/1?region=here", lease=LEASE)
+
+
+class TestBroker(OnSqs, BrokerContract):
+    """Standard queues."""
+
+    async def test_every_verb_takes_a_batch_of_500(self) -> None:
+        # by tens it takes longer than the short leases of the other tests
+        self.broker = await self.opened(SqsBroker(self.url, lease=60.0))
+        await super().test_every_verb_takes_a_batch_of_500()
+
+
+class TestInspector(OnSqs, InspectorContract):
+    """Standard queues."""
+
+
+class TestFifoQueues(TestBroker):
+    """FIFO queues, whose messages have no delay; what is given back keeps its place, and counts."""
+
+    ending = ".fifo"
+    delay = 1_000.0
+    knows_tokens = True
+    uncounted_nacks = False
+
+    async def test_the_longest_delay_is_accepted(self) -> None:
+        pytest.skip("the service has no delays in FIFO queues: a worker gives back what comes early")
+
+    async def test_extend_returns_those_that_are_no_longer_ours(self) -> None:
+        pytest.skip("ElasticMQ takes a receipt of what was given back until it is shown again")
+
+    async def test_another_can_take_what_was_given_back(self) -> None:
+        await self.publish("a")
+        delivery = await self.fetch_one()
+        await self.broker.nack([delivery])
+        again = await self.fetch_one(broker=await self.another_broker())
+        assert (again.body, again.attempt) == (delivery.body, 2)
+        assert list(await self.broker.extend([delivery])) == [delivery]
+
+
+class TestOfItsOwn(OnSqs):
+    """What only SQS does."""
+
+    broker: SqsBroker
+
+    async def test_a_queues_name_is_made_fit_for_sqs(self) -> None:
+        self.queue = f"{self.queue}.aq"
+        await self.publish("a")
+        assert names(await self.fetch_until(1)) == ["a"]
+        assert await self.broker.queues() == [self.queue.replace(".", "-")]
+
+    async def test_a_name_that_is_too_long_is_refused(self) -> None:
+        with pytest.raises(Refused, match="1 to 80"):
+            await self.broker.publish([self.message("a", queue="q" * 81)])
+
+    async def test_what_is_no_text_travels_as_base64_and_text_as_it_is(self) -> None:
+        await self.broker.publish([self.raw_message(b'{"plain": "\xe2\x98\x83"}'), self.raw_message(b"\x00\xff")])
+        async with self.client() as client:
+            url = f"{self.url.partition('?')[0].replace('test:test@', '')}/{self.queue}"
+            reply = await client.receive_message(QueueUrl=url, MaxNumberOfMessages=10, VisibilityTimeout=0)
+        assert {each["Body"] for each in reply["Messages"]} == {'{"plain": "☃"}', "AP8="}
+
+    @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+    async def test_a_message_over_the_limit_is_refused_before_any_of_its_batch_is_sent(self) -> None:
+        with pytest.raises(MessageTooLarge, match=rf"{self.queue}.*{MAX_BYTES + 1} bytes.*limit is {MAX_BYTES}"):
+            await self.broker.publish([self.message("a"), self.raw_message(b"x" * (MAX_BYTES + 1))])
+        assert await self.fetch_now() == []
+        await self.broker.publish([self.raw_message(b"x" * MAX_BYTES)])
+        assert len((await self.fetch_one()).body) == MAX_BYTES
+
+    async def test_a_batch_over_the_limit_leaves_in_several_requests(self) -> None:
+        await self.broker.publish([self.raw_message(b"x" * 300_000) for _ in range(10)])
+        assert len(await self.fetch_until(10)) == 10
+
+    async def test_a_batch_of_many_queues_reaches_them_all(self) -> None:
+        queues = [f"{self.queue}-{number}" for number in range(10)]
+        await self.broker.publish([self.message("a", queue=queue) for queue in queues])
+        for queue in queues:
+            assert names(await self.fetch_until(1, queue=queue)) == ["a"]
+
+    async def test_a_missing_queue_is_named_where_none_is_to_be_made(self) -> None:
+        broker = await self.opened(SqsBroker(self.url, lease=LEASE, create_queues=False))
+        for verb in (broker.publish([self.message("a")]), broker.fetch(self.queue, 1, 0)):
+            with pytest.raises(Refused, match=rf"{self.queue}.*does not exist at 127.0.0.1"):
+                await verb
+
+    async def test_what_part_of_a_batch_failed_is_sent_again_and_no_other(self) -> None:
+        messages = [self.message(name, token=f"token-{name}") for name in "abcde"]
+        await self.fetch_now()  # from now on the queue is there
+        Faulty(self.broker).fail_entries("send_message_batch", {"1", "3"})
+        with pytest.raises(Unavailable, match=rf"of 5 messages for queue '{self.queue}', 2 failed: Internal: oops"):
+            await self.broker.publish(messages)
+        assert sorted(names(await self.fetch_until(3))) == ["a", "c", "e"]
+        await self.broker.publish(messages)
+        assert sorted(names(await self.fetch_until(2))) == ["b", "d"]
+        assert await self.fetch_now() == []
+
+    @pytest.mark.parametrize("verb", ["nack", "bury"])
+    async def test_what_was_sent_anew_and_not_yet_deleted_is_not_sent_twice(self, verb: str) -> None:
+        async def let_go(delivery: Delivery) -> None:
+            await (self.broker.nack([delivery]) if verb == "nack" else self.broker.bury([delivery], "reason", "error"))
+
+        await self.publish("a")
+        delivery = await self.fetch_one()
+        Faulty(self.broker).fail_once("delete_message_batch")
+        with pytest.raises(Unavailable):
+            await let_go(delivery)
+        await let_go(delivery)
+        queue = self.queue if verb == "nack" else f"{self.queue}.dead"
+        await self.fetch_until(1, queue=queue)
+        assert list(await self.broker.fetch(queue, 10, 0)) == []
+        assert list(await self.broker.extend([delivery])) == [delivery]
+
+    async def test_a_late_message_is_shown_early_rather_than_refused(self) -> None:
+        await self.broker.publish([self.message("a", not_before=self.now() + 86_400.0)])
+        assert (await self.broker.depth(self.queue)).delayed == 1
+
+    async def test_a_delay_is_rounded_up_to_seconds(self) -> None:
+        due = self.now() + 0.2
+        await self.broker.publish([self.message("a", not_before=due)])
+        await self.fetch_until(1)
+        assert self.now() >= due
+
+    async def test_a_fifo_group_keeps_its_order_and_holds_what_follows(self) -> None:
+        queue = f"{self.queue}.fifo"
+        await self.broker.publish([self.message(name, queue=queue, ordering_key="group") for name in "abc"])
+        taken = list(await self.broker.fetch(queue, 1, 1))
+        assert list(await self.broker.fetch(queue, 10, 0)) == []
+        await self.broker.nack(taken)
+        again = await self.fetch_until(3, queue=queue)
+        assert names(again) == ["a", "b", "c"]
+
+    async def test_a_retry_of_the_same_task_passes_the_deduplication_of_a_fifo_queue(self) -> None:
+        first = self.message("a", queue=f"{self.queue}.fifo", token="1/task/1")
+        second = Message(first.body, first.queue, first.id, token="2/task/2")
+        await self.broker.publish([first])
+        await self.broker.ack(await self.fetch_until(1, queue=first.queue))
+        await self.broker.publish([first, second])
+        assert len(await self.fetch_until(1, queue=first.queue)) == 1
+        assert list(await self.broker.fetch(first.queue, 10, 0)) == []
+
+    async def test_a_client_of_your_own_is_used_in_its_own_loop_and_left_open(self) -> None:
+        url = self.url.replace("test:test@", "")
+        async with self.client() as client:
+            async with opened(SqsBroker(url, lease=LEASE, client=client)) as broker:
+                await broker.publish([self.message("a")])
+                delivery = await self.fetch_one(broker=broker)
+                twin = broker.twin()
+
+                async def extend() -> list[Delivery]:
+                    async with opened(twin):
+                        return list(await twin.extend([delivery]))
+
+                assert await self.in_another_thread(extend) == []
+                await broker.ack([delivery])
+            assert "QueueUrls" in await client.list_queues()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """A client that is not the broker's."""
+        address = parse_url(self.url)
+        making = AioSession().create_client(
+            "sqs",
+            region_name=address.region,
+            endpoint_url=address.endpoint,
+            aws_access_key_id="any",
+            aws_secret_access_key="any",
+        )
+        async with making as client:
+            yield client
+
+
+class Faulty:
+    """Lets a broker's calls fail, each time in one way. What it says has failed never reached the service."""
+
+    def __init__(self, broker: SqsBroker) -> None:
+        self._inner = broker._link.call
+        self._faults: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {}
+        broker._link.call = self._call  # type: ignore[method-assign]  # the one seam before the service
+
+    def fail_entries(self, operation: str, ids: set[str]) -> None:
+        """The next call loses these entries of its batch."""
+
+        def fault(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+            parameters["Entries"] = [each for each in parameters["Entries"] if each["Id"] not in ids]
+            return [{"Id": each, "Code": "Internal", "Message": "oops", "SenderFault": False} for each in ids]
+
+        self._faults[operation] = fault
+
+    def fail_once(self, operation: str) -> None:
+        """The next call does not reach the service."""
+
+        def fault(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+            raise Unavailable("oops")
+
+        self._faults[operation] = fault
+
+    async def _call(self, operation: str, *, wait: float = 0.0, **parameters: Any) -> Mapping[str, Any]:
+        fault = self._faults.pop(operation, None)
+        failed = fault(parameters) if fault else []
+        reply = await self._inner(operation, wait=wait, **parameters)
+        return {**reply, "Failed": [*(reply.get("Failed") or ()), *failed]}
+
+
+# ----------------------------------------------------------------------------------------------- URLs and errors
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com/123456789012", "eu-west-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012", "cn-north-1"),
+        ("https://sqs-fips.us-east-2.amazonaws.com/123456789012/", "us-east-2"),
+        ("https://vpce-0a1-xyz.sqs.eu-central-1.vpce.amazonaws.com/123456789012", "eu-central-1"),
+        ("https://sqs.eu-west-1.amazonaws.com/123456789012?region=eu-north-1", "eu-north-1"),
+        ("http://localhost:9324/000000000000?region=anything", "anything"),
+        ("http://localhost:9324/000000000000", None),
+    ],
+)
+def test_a_url_names_the_region(url: str, region: str | None) -> None:
+    assert parse_url(url).region == region
+
+
+def test_a_url_may_carry_a_key_and_its_secret_which_are_never_shown() -> None:
+    address = parse_url(f"https://AKIA:a%2Fb%2B{CANARY}@sqs.eu-west-1.amazonaws.com/123456789012")
+    assert (address.access_key, address.secret_key) == ("AKIA", f"a/b+{CANARY}")
+    assert str(address) == "sqs.eu-west-1.amazonaws.com/123456789012"
+    assert CANARY not in repr(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com", "account"),
+        (f"https://:{CANARY}@sqs.eu-west-1.amazonaws.com/", "account"),
+        (f"https://{CANARY}@sqs.eu-west-1.amazonaws.com/1", "a key and its secret"),
+        ("https://sqs.eu-west-1.amazonaws.com/1?regoin=x", "unknown option 'regoin'"),
+        ("https://host:port/1", "Port"),
+        ("sqs://host/1", "http"),
+    ],
+)
+def test_a_url_that_cannot_work_is_told_what_was_expected(url: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{complaint}.*expected https://") as raised:
+        SqsBroker(url)
+    assert CANARY not in str(raised.value)
+
+
+def test_a_server_without_an_account_in_its_url_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="names no account"):
+        Server(broker="https://example.org", backend="null://")
+
+
+async def test_results_are_kept_elsewhere_and_locks_beside_them(sqs_url: str, sqlite_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no result backend; name another store"):
+        await Server(sqs_url).connected()
+    async with Server(broker=sqs_url, backend=f"sqlite:///{sqlite_path}") as server:
+        assert isinstance(await server.lock(), SqliteLock)
+    async with Server(broker=sqs_url, backend="null://") as server:
+        assert await server.lock() is None
+
+
+async def test_a_missing_region_and_missing_credentials_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = f"127.0.0.1:{free_port()}/1"
+    with pytest.raises(ConfigError, match=r"region is not known: say \?region="):
+        await SqsBroker(f"http://key:secret@{place}").open()
+    with pytest.raises(Refused, match="AWS_ACCESS_KEY_ID"):
+        await SqsBroker(f"http://{place}?region=here").open()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "says"),
+    [
+        (400, "RequestThrottled", Unavailable, "RequestThrottled"),
+        (400, "com.amazonaws.sqs#OverLimit", Unavailable, "OverLimit"),
+        (503, "ServiceUnavailable", Unavailable, "ServiceUnavailable"),
+        (500, "Whatever", Unavailable, "Whatever"),
+        (403, "InvalidClientTokenId", Refused, "the access key, its secret"),
+        (403, "SignatureDoesNotMatch", Refused, "the access key, its secret"),
+        (400, "InvalidAddress", Refused, "InvalidAddress"),
+    ],
+)
+async def test_an_error_says_whether_trying_again_may_help(
+    status: int, code: str, expected: type[Exception], says: str
+) -> None:
+    async with service_that_says(status, json.dumps({"__type": code, "message": "the reason"})) as url:
+        broker = SqsBroker(url)
+        with pytest.raises(expected, match=rf"127.0.0.1.*{says}"):
+            await broker.open()
+        with pytest.raises(expected, match="the reason"):
+            await broker.fetch("queue", 1, 0)
+        await broker.close()
+
+
+async def test_who_may_not_list_queues_may_work_all_the_same() -> None:
+    refusal = json.dumps({"__type": "AccessDeniedException", "message": "not sqs:ListQueues"})
+    async with service_that_says(403, refusal) as url, opened(SqsBroker(url)) as broker:
+        with pytest.raises(Refused, match="AccessDenied"):
+            await broker.fetch("queue", 1, 0)
+
+
+async def test_a_service_that_says_nothing_is_unavailable() -> None:
+    async with service_that_says(0, "") as url:
+        broker = SqsBroker(url, reply_timeout=0.2)
+        with pytest.raises(Unavailable, match=r"no answer to list_queues within 0\.2 s"):
+            await broker.open()
+        await broker.close()
+
+
+@asynccontextmanager
+async def service_that_says(status: int, body: str) -> AsyncIterator[str]:
+    """The URL of a service with one answer to everything: the errors that ElasticMQ never gives. 0: no answer."""
+    leaving = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = next(int(line.split(":")[1]) for line in head.splitlines() if line.startswith("content-length"))
+        await reader.readexactly(length)
+        if status == 0:
+            await leaving.wait()
+        words = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nConnection: close"
+        writer.write(f"{words}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", free_port())
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://key:secret@{host}:{port}/1?region=here"
+    finally:
+        leaving.set()
+        server.close()
+        await server.wait_closed()

@@ -1,0 +1,269 @@
+"""Tasks on SQS, which delays a message for minutes at most, and counts every time that it was shown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncqueue import Server, Worker
+from asyncqueue.brokers import sqs
+from asyncqueue.brokers.base import Message
+from asyncqueue.engine.context import TaskContext
+from asyncqueue.errors import TaskFailed
+from asyncqueue.signature import Arg, Signature
+from asyncqueue.state import State
+from asyncqueue.wire import encode_signature
+from tests.conftest import StartServer
+from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, reaches
+from tests.path.conftest import stores_of
+from tests.path.ledger import Ledger
+from tests.path.workers import Crew, server_with_tasks
+from tests.services import ElasticServer
+
+QUEUE = "machinery_tasks"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(autouse=True)
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """SQS, with its results in Redis."""
+    return stores_of("sqs+redis", request, tmp_path)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+@pytest.fixture
+def crew(stores: Stores, ledger: Ledger) -> Iterator[Crew]:
+    crew = Crew(stores, ledger)
+    yield crew
+    crew.stop()
+
+
+async def test_a_worker_killed_among_a_thousand_tasks_loses_none(bench: Bench, crew: Crew, ledger: Ledger) -> None:
+    server = server_with_tasks(bench.server(), ledger)
+    doomed, _ = (crew.start(lease=3.0, concurrency=20) for _ in range(2))
+    results = await server.send_many([work(0.02) for _ in range(1_000)])
+
+    async def half_done() -> bool:
+        return sum(line.pid == doomed.pid for line in ledger.lines()) > 300
+
+    await eventually(half_done)
+    doomed.kill()
+    await in_time(asyncio.gather(*(each.get(PATIENCE) for each in results)), patience=2 * PATIENCE)
+    ends = ledger.counts("E")
+    assert set(ends) == {each.task_id for each in results}
+    twice = sum(count > 1 for count in ends.values())
+    print(f"sqs: 1000 tasks, a worker killed, 0 lost, {twice} ended twice")
+    await nothing_is_left(server)
+
+
+async def test_workers_that_are_stopped_under_load_complete_what_they_began(
+    bench: Bench, crew: Crew, ledger: Ledger
+) -> None:
+    server = server_with_tasks(bench.server(), ledger)
+    leaving, _ = (crew.start(lease=5.0, concurrency=10, grace=10.0) for _ in range(2))
+    results = await server.send_many([work(0.05) for _ in range(400)])
+
+    async def has_begun() -> bool:
+        return sum(line.pid == leaving.pid for line in ledger.lines()) > 60
+
+    await eventually(has_begun)
+    leaving.signal(signal.SIGTERM)
+    assert await leaving.ended() == 0
+    assert ledger.open_tasks(leaving.pid) == set()
+    await in_time(asyncio.gather(*(each.get(PATIENCE) for each in results)), patience=2 * PATIENCE)
+    ends = ledger.counts("E")
+    assert set(ends) == {each.task_id for each in results}
+    print(f"sqs: 400 tasks, a worker stopped, {sum(count > 1 for count in ends.values())} ended twice")
+
+
+async def test_a_service_that_hangs_for_longer_than_a_lease_loses_nothing(
+    start_server: StartServer, redis_url: str, ledger: Ledger
+) -> None:
+    elastic = start_server(ElasticServer())
+    stores = Stores("sqs+redis", elastic.url, redis_url)
+    bench, crew = Bench(stores), Crew(stores, ledger)
+    server = server_with_tasks(bench.server(), ledger)
+    try:
+        for _ in range(2):
+            crew.start(lease=3.0, concurrency=10)
+        results = await server.send_many([work(0.05) for _ in range(400)])
+
+        async def some_done() -> bool:
+            return len(ledger.counts("E")) > 50
+
+        await eventually(some_done)
+        elastic.suspend()
+        await asyncio.sleep(8.0)  # that is the fault itself: longer than a lease, and than the patience with a reply
+        elastic.resume()
+        await in_time(asyncio.gather(*(each.get(PATIENCE) for each in results)), patience=2 * PATIENCE)
+        ends = ledger.counts("E")
+        assert set(ends) == {each.task_id for each in results}
+        print(f"sqs: hung for 8 s, 400 tasks, 0 lost, {sum(count > 1 for count in ends.values())} ended twice")
+    finally:
+        crew.stop()
+        await bench.close()
+
+
+async def test_a_task_three_times_as_long_as_the_lease_runs_once(bench: Bench) -> None:
+    server = bench.server(lease=2.0)
+    runs: list[int] = []
+
+    @server.task
+    async def long(ctx: TaskContext) -> None:
+        runs.append(ctx.deliveries)
+        await asyncio.sleep(6.0)
+
+    async with bench.working(server), bench.working(server):
+        await (await server.send_task(long.s())).get(PATIENCE)
+    assert runs == [1]
+
+
+async def test_a_task_due_after_the_longest_delay_hops_and_still_counts_as_shown_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqs, "MAX_DELAY", 1.0)
+    server = bench.server(worker={"max_deliveries": 2})
+    runs: list[tuple[float, int]] = []
+
+    @server.task
+    async def late(ctx: TaskContext) -> None:
+        runs.append((time.time(), ctx.deliveries))
+
+    due = datetime.now(UTC) + timedelta(seconds=4.5)
+    async with bench.working(server):
+        await (await late.with_(eta=due).send()).get(PATIENCE)
+    ((at, deliveries),) = runs
+    assert at >= due.timestamp()
+    assert deliveries == 1
+    await nothing_is_left(server)
+
+
+async def test_of_a_thousand_tasks_due_in_the_same_second_none_starts_early(bench: Bench) -> None:
+    server = bench.server()
+    starts: list[float] = []
+
+    @server.task
+    async def note() -> None:
+        starts.append(time.time())
+
+    due = datetime.now(UTC) + timedelta(seconds=8)
+    async with bench.working(server, concurrency=100):
+        results = await server.send_many([note.with_(eta=due).s() for _ in range(1_000)])
+        await in_time(asyncio.gather(*(each.get(PATIENCE) for each in results)), patience=2 * PATIENCE)
+    late = [at - due.timestamp() for at in starts]
+    assert len(late) == 1_000
+    assert min(late) >= 0
+    print(f"sqs: 1000 tasks due at once: first {min(late):.3f} s, last {max(late):.3f} s after their time")
+
+
+@pytest.mark.parametrize("concurrency", [0, 1])
+async def test_any_concurrency_works(bench: Bench, concurrency: int) -> None:
+    server = bench.server()
+
+    @server.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    async with bench.working(server, concurrency=concurrency):
+        results = await server.send_many([double.s(n) for n in range(30)])
+        assert [await each.get(PATIENCE) for each in results] == [2 * n for n in range(30)]
+
+
+async def test_a_failure_that_is_not_to_be_deleted_lies_in_the_dead_letter_and_can_be_put_back(bench: Bench) -> None:
+    server = bench.server()
+    is_broken = True
+
+    @server.task(stop_task_deletion_on_error=True)
+    async def fails() -> str:
+        if is_broken:
+            raise OSError("broken")
+        return "mended"
+
+    async with bench.working(server):
+        sent = await server.send_task(fails.s())
+        with pytest.raises(TaskFailed, match="broken"):
+            await sent.get(PATIENCE)
+
+        async def dead() -> Any:
+            return await server.dead()
+
+        (entry,) = await eventually(dead)
+        assert (entry.reason, entry.attempt) == ("failed", 1)
+        is_broken = False
+        assert await server.requeue_dead([entry.id]) == 1
+        await reaches(server, sent.task_id, State.SUCCESS)
+
+
+async def test_what_others_put_into_the_queue_is_run_or_buried_and_holds_nothing_up(bench: Bench) -> None:
+    server = bench.server()
+
+    @server.task
+    async def double(n: int) -> int:
+        return 2 * n
+
+    # Go's SQS broker encodes before it fills in the queue
+    of_go = encode_signature(
+        Signature(uuid="task_go", name="double", args=(Arg(type="int64", value=4),), headers=None)
+    ).replace(f'"RoutingKey":"{QUEUE}"'.encode(), b'"RoutingKey":""')
+    bodies = [b"not JSON", b"[]", b"\x00\xff binary", "\ufffe".encode(), b"x" * 1_000_001, of_go]
+    broker = (await server.connected()).broker
+    await broker.publish([Message(body, QUEUE, "x") for body in bodies])
+    async with bench.working(server):
+        await reaches(server, "task_go", State.SUCCESS)
+
+        async def all_dead() -> Any:
+            entries = await server.dead()
+            return entries if len(entries) == len(bodies) - 1 else None
+
+        dead = await eventually(all_dead)
+    assert sorted(entry.body for entry in dead) == sorted(bodies[:-1])
+    assert all(entry.reason and entry.error for entry in dead)
+
+
+async def test_a_fifo_queue_runs_tasks_in_order_and_lets_their_retries_through(bench: Bench) -> None:
+    queue = "orders.fifo"
+    server = bench.server(default_queue=queue)
+    ran: list[str] = []
+
+    @server.task(retries=1, backoff="fixed:1")
+    async def order(name: str, ctx: TaskContext) -> str:
+        ran.append(f"{name}{ctx.attempt}")
+        if name == "a" and ctx.attempt == 1:
+            raise OSError("once")
+        return name
+
+    def of_group(name: str) -> Signature:
+        return order.s(name).with_changes(broker_message_group_id="one")
+
+    async with Worker(server, grace=5.0, concurrency=1):
+        results = [await server.send_task(of_group(name)) for name in "abc"]
+        assert [await each.get(PATIENCE) for each in results] == ["a", "b", "c"]
+    assert [each for each in ran if each.endswith("1")] == ["a1", "b1", "c1"]
+    assert "a2" in ran
+
+
+def work(seconds: float) -> Signature:
+    """A call of the crew's task that takes so long."""
+    return Signature(name="work", args=(Arg(type="float64", value=seconds),))
+
+
+async def nothing_is_left(server: Server) -> None:
+    """Wait until SQS holds nothing at all."""
+
+    async def look() -> bool:
+        depths = await server.queues()
+        return all((each.ready, each.held, each.delayed, each.dead) == (0, 0, 0, 0) for each in depths)
+
+    await eventually(look)

@@ -1,0 +1,44 @@
+"""Real servers for the tests, each with the lines that find it, start it on loopback and end it.
+
+``python -m tests.services`` installs what they need, tells what is missing, and runs a command beside them; see
+``__main__``. A server that somebody else runs is used instead where its variable is set: see ``VARIABLES``.
+"""
+
+from __future__ import annotations
+
+from tests.services.rabbit import Rabbit, RabbitServer
+from tests.services.redis import RedisServer
+from tests.services.server import (
+    Server,
+    ServiceMissing,
+    StartFailed,
+    free_port,
+    share,
+    started,
+    wait_until_reachable,
+)
+from tests.services.sqs import ElasticServer
+
+__all__ = [
+    "VARIABLES",
+    "ElasticServer",
+    "Rabbit",
+    "RabbitServer",
+    "RedisServer",
+    "Server",
+    "ServiceMissing",
+    "StartFailed",
+    "free_port",
+    "share",
+    "started",
+    "wait_until_reachable",
+]
+
+VARIABLES = {
+    "REDIS_URL": "a Redis whose empty databases the tests may use, e.g. redis://127.0.0.1:6379/0",
+    "REDIS_TLS_URL": "the same over TLS, e.g. rediss://localhost:6380/0?ssl_ca_certs=.services/tls/ca.crt",
+    "RABBITMQ_URL": "a RabbitMQ in which the tests may make virtual hosts, e.g. amqp://guest:guest@127.0.0.1:5672/",
+    "RABBITMQ_MANAGEMENT_URL": "its management API, e.g. http://guest:guest@127.0.0.1:15672",
+    "RABBITMQ_TLS_URL": "the same over TLS, e.g. amqps://guest:guest@localhost:5671/?cafile=.services/tls/ca.crt",
+    "SQS_URL": "an SQS in which the tests may make queues, e.g. http://test:test@127.0.0.1:9324/000000000000?region=x",
+}

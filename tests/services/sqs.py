@@ -1,0 +1,70 @@
+"""ElasticMQ, which is SQS in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tests.services.maven import JAVA, Jars
+from tests.services.server import Server, free_port, refuse_port_in_use
+
+ELASTICMQ = Jars(
+    group="org.elasticmq",
+    artifact="elasticmq-server_2.13",
+    version="1.7.1",
+    main="org.elasticmq.server.Main",
+    sha256="6b57a0a18f71ed651ad89306f5d01d15120fb78ec74e31299e484f8e3985bc24",
+    serves="SQS",
+)
+
+
+class ElasticServer(Server):
+    """An ElasticMQ of our own: SQS with the limits of AWS, in memory."""
+
+    name = "ElasticMQ"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        """``http://host:port``, as an SQS client wants it."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """``http://key:secret@host:port/account?region=…``, as a broker wants it. It takes any key."""
+        return f"http://test:test@127.0.0.1:{self.port}/000000000000?region=elasticmq"
+
+    def prepare(self) -> None:
+        JAVA.require()
+        ELASTICMQ.require()
+        self.port = free_port()
+
+    def command(self) -> Sequence[str]:
+        refuse_port_in_use(self.port)
+        config = self.folder / "elasticmq.conf"
+        config.write_text(_ELASTICMQ_CONFIG.format(port=self.port))
+        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        return [JAVA.require(), *small, f"-Dconfig.file={config}", "-cp", ELASTICMQ.require(), ELASTICMQ.main]
+
+    def launch(self) -> None:
+        if self._folder is None:
+            self.prepare()
+        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
+        super().launch()
+
+    def answers(self) -> bool:
+        # said last, and only where the port was free
+        return "=== ElasticMQ server" in self.log.read_text(errors="replace")
+
+    def variables(self) -> Mapping[str, str]:
+        return {"SQS_URL": self.url}
+
+
+_ELASTICMQ_CONFIG = """\
+include classpath("application.conf")
+node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
+rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
+rest-stats {{ enabled = false }}
+"""
