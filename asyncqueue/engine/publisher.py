@@ -73,16 +73,6 @@ class Publisher:
             raise self._unknown([each.signature.uuid for each in outgoing if not each.is_sent], exc) from exc
         return [each.signature for each in outgoing]
 
-    async def offer(self, signature: Signature, token: str) -> bool:
-        """Send a task that has its UUID unless it was sent before, by whomever; whether it was sent now.
-
-        All its senders give the same ``token``. Does not wait for a broker that is away. Raises as ``send`` does, but
-        ``Unavailable`` for ``PublishUnknown``: offering again is safe.
-        """
-        hooked = await self._hooked(signature)
-        prepared = self._prepared(hooked.with_changes(uuid=signature.uuid))
-        return await self._settlement.offer(Outgoing([prepared.state], [replace(prepared.message, token=token)]))
-
     async def send_workflow(self, workflow: Compiled, concurrency: int = 0) -> None:
         """Send a workflow: its groups, its plans and the PENDING states of all its tasks are written before the first
         message is published.
@@ -105,7 +95,12 @@ class Publisher:
             raise self._unknown([each.uuid for each in workflow.entries[sent:]], exc) from exc
 
     async def offer_workflow(self, workflow: Compiled, token: str, concurrency: int = 0) -> bool:
-        """``offer`` for a workflow whose UUIDs all its senders know, ``concurrency`` messages at once (0: all)."""
+        """Send a workflow unless it was sent before, by whomever; whether it was sent now.
+
+        All its senders give the same ``token`` and the same UUIDs; ``concurrency`` is as in ``send_workflow``. Does not
+        wait for a broker that is away. Raises as ``send`` does, but ``Unavailable`` for ``PublishUnknown``: offering
+        again is safe.
+        """
         work = await self._outgoing(workflow)
         named = [replace(each, token=f"{token}/{place}") for place, each in enumerate(work.messages)]
         at_once = concurrency or max(1, len(named))
