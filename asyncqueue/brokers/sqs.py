@@ -8,8 +8,6 @@ that is given back is sent anew with its count, and then deleted. Priorities are
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import math
 import re
 import secrets
@@ -23,6 +21,7 @@ from typing import Any, Self
 from asyncqueue.brokers.base import Capabilities, Dead, Delivery, Message, QueueDepth
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Missing, Reply, SaidNo, parse_url
+from asyncqueue.connections.envelope import ATTEMPT, BASE64, NAMES, Envelope, body_of, count, text_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 
 MAX_BATCH = 10
@@ -49,12 +48,8 @@ LOOK = 10
 MOST_DEAD = 1_000
 """The most entries of a dead letter that one look goes through."""
 
-_ATTEMPT, _BASE64 = "aq-attempt", "aq-base64"
-_REASON, _ERROR, _BURIED_AT = "aq-reason", "aq-error", "aq-buried-at"
-_OUR_ATTRIBUTES = [_ATTEMPT, _BASE64, _REASON, _ERROR, _BURIED_AT]
 _FIFO = ".fifo"
 _REMEMBERED = 10_000
-_NO_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +209,7 @@ class SqsBroker:
             WaitTimeSeconds=wait,
             VisibilityTimeout=hidden,
             MessageSystemAttributeNames=["ApproximateReceiveCount"],
-            MessageAttributeNames=_OUR_ATTRIBUTES,
+            MessageAttributeNames=list(NAMES),
         )
         found: Sequence[Mapping[str, Any]] = reply.get("Messages") or ()
         return found
@@ -444,22 +439,22 @@ def _delay(seconds: float) -> int:
 
 
 def _again(delivery: Delivery, delay: int) -> _Sending:
-    attributes = {_ATTEMPT: str(delivery.attempt - 1)} if delivery.attempt > 1 else {}
+    attributes = {ATTEMPT: str(delivery.attempt - 1)} if delivery.attempt > 1 else {}
     return _Sending(delivery.queue, f"again/{delivery.receipt}", delivery.body, delay, attributes=attributes)
 
 
 def _buried(delivery: Delivery, reason: str, error: str, now: float) -> _Sending:
-    facts = {_REASON: reason, _ERROR: error, _ATTEMPT: str(delivery.attempt), _BURIED_AT: f"{now:.6f}"}
+    envelope = Envelope(delivery.queue, reason, error, delivery.attempt, now)
     token = f"buried/{delivery.receipt}"
-    return _Sending(_dead_letter(delivery.queue), token, delivery.body, attributes=facts)
+    return _Sending(_dead_letter(delivery.queue), token, delivery.body, attributes=envelope.attributes())
 
 
 def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
     """The entry of a batch that sends this, and its size (bytes). Raises ``MessageTooLarge``."""
-    text, is_plain = _text(sending.body)
-    attributes = {name: _NO_TEXT.sub("\ufffd", value) for name, value in sending.attributes.items() if value}
+    text, is_plain = text_of(sending.body)
+    attributes = dict(sending.attributes)
     if not is_plain:
-        attributes[_BASE64] = "1"
+        attributes[BASE64] = "1"
     size = len(sending.body if is_plain else text)
     size += sum(len(name) + len("String") + len(value.encode()) for name, value in attributes.items())
     if size > MAX_BYTES:
@@ -484,53 +479,22 @@ def _fifo_id(text: str) -> str:
     return text if re.fullmatch("[!-~]{1,128}", text) else sha256(text.encode()).hexdigest()
 
 
-def _text(body: bytes) -> tuple[str, bool]:
-    """The body as SQS takes it, and whether that is the body itself."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        text = ""
-    if text and not _NO_TEXT.search(text):
-        return text, True
-    return base64.b64encode(body).decode() or "=", False
-
-
-def _bytes(message: Mapping[str, Any]) -> bytes:
-    text: str = message["Body"]
-    if _attribute(message, _BASE64):
-        with suppress(binascii.Error, ValueError):  # somebody else's attribute, then
-            return b"" if text == "=" else base64.b64decode(text, validate=True)
-    return text.encode()
-
-
-def _attribute(message: Mapping[str, Any], name: str) -> str:
-    value = message.get("MessageAttributes", {}).get(name, {}).get("StringValue", "")
-    return str(value)
+def _attributes(message: Mapping[str, Any]) -> dict[str, str]:
+    found = message.get("MessageAttributes") or {}
+    return {name: str(value.get("StringValue", "")) for name, value in found.items()}
 
 
 def _delivery(queue: str, message: Mapping[str, Any]) -> Delivery:
     shown = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
-    return Delivery(_bytes(message), queue, message["ReceiptHandle"], shown + _number(_attribute(message, _ATTEMPT)))
+    attributes = _attributes(message)
+    body = body_of(message["Body"], is_base64=BASE64 in attributes)
+    return Delivery(body, queue, message["ReceiptHandle"], shown + count(attributes.get(ATTEMPT, "")))
 
 
 def _entry_of_dead(queue: str, message: Mapping[str, Any]) -> Dead:
-    try:
-        buried_at = float(_attribute(message, _BURIED_AT))
-    except ValueError:  # put there by somebody else
-        buried_at = 0.0
-    return Dead(
-        id=message["MessageId"],
-        queue=queue,
-        body=_bytes(message),
-        reason=_attribute(message, _REASON),
-        error=_attribute(message, _ERROR),
-        attempt=_number(_attribute(message, _ATTEMPT)),
-        buried_at=buried_at,
-    )
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    attributes = _attributes(message)
+    body = body_of(message["Body"], is_base64=BASE64 in attributes)
+    return Envelope.read(attributes, queue).entry(message["MessageId"], body)
 
 
 def _receipt(delivery: Delivery) -> dict[str, Any]:
