@@ -18,7 +18,7 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 from asyncqueue import names, wire
 from asyncqueue.errors import ArgumentError, MessageTooLarge
 from asyncqueue.models import made
-from asyncqueue.signature import Arg, Call, Plan, Signature, header
+from asyncqueue.signature import Arg, Call, Plan, Signature, header, with_headers
 from asyncqueue.wire import DEFAULT_LIMITS, Limits
 from asyncqueue.workflow import (
     ATTEMPT_HEADER,
@@ -43,7 +43,6 @@ from asyncqueue.workflow import (
     companion,
     group_id_of,
     tasks_in,
-    with_header,
 )
 
 NewId = Callable[[str], str]
@@ -98,7 +97,7 @@ def continued(
     plan_id = header(original, PLAN_HEADER)
     if plan_id is not None:
         follows = compiler.built_in(PASS, "follows", original.routing_key or default_queue)
-        successors.append(_Entry(with_header(follows, PLAN_HEADER, plan_id), not original.immutable))
+        successors.append(_Entry(with_headers(follows, {PLAN_HEADER: plan_id}), not original.immutable))
     after = _After(tuple(successors), _membership_of(original), _Original(original, attempt + 1))
     return compiler.finished(*compiler.node(node, "", after))
 
@@ -302,7 +301,7 @@ class _Compiler:
                     f"the group before task {callback.name}: on_failure={on_failure!r} is known to Python workers "
                     "only, and go_compat is on"
                 )
-            callback = with_header(callback, ON_FAILURE_HEADER, on_failure)
+            callback = with_headers(callback, {ON_FAILURE_HEADER: on_failure})
         group_id = group_id_of(callback.uuid, attempt_of(callback))
         if len(group.members) > self.limits.max_args and not callback.immutable:
             raise ArgumentError(
@@ -411,9 +410,9 @@ class _Compiler:
             return signature.with_changes(on_success=tuple(successors), immutable=immutable)
         plan_id = self._plan(successors, path)
         if signature.name == PASS:
-            return with_header(signature, PLAN_HEADER, plan_id).with_changes(immutable=immutable)
+            return with_headers(signature, {PLAN_HEADER: plan_id}).with_changes(immutable=immutable)
         named = self.built_in(PASS, _step(path, "plan"), signature.routing_key)
-        named = with_header(named, PLAN_HEADER, plan_id)
+        named = with_headers(named, {PLAN_HEADER: plan_id})
         return signature.with_changes(on_success=(named,), immutable=immutable)
 
     def _apart(self, signature: Signature, entries: Sequence[_Entry], path: str) -> list[Signature]:
@@ -454,7 +453,7 @@ class _Compiler:
         return filled
 
     def _of_whole(self, signature: Signature) -> Signature:
-        return with_header(signature, WORKFLOW_HEADER, " ".join(self.wholes)) if self.wholes else signature
+        return with_headers(signature, {WORKFLOW_HEADER: " ".join(self.wholes)}) if self.wholes else signature
 
     # — checks —
 
@@ -565,7 +564,7 @@ def _taking_nothing(entry: _Entry) -> _Entry:
 def _entering(entry: _Entry, group_id: str) -> _Entry:
     """A first task of a member of this group, which may begin with members of other groups."""
     others = header(entry.signature, ENTERS_HEADER)
-    entered = with_header(entry.signature, ENTERS_HEADER, f"{group_id} {others}" if others else group_id)
+    entered = with_headers(entry.signature, {ENTERS_HEADER: f"{group_id} {others}" if others else group_id})
     return _Entry(entered, entry.takes, entry.sealed)
 
 

@@ -6,7 +6,7 @@ models into bytes and back; nothing else knows the JSON.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
@@ -146,6 +146,11 @@ def header(signature: Signature, name: str) -> str | None:
         return None
     value = signature.headers.get(name)
     return value if isinstance(value, str) else None
+
+
+def with_headers(signature: Signature, headers: Mapping[str, str]) -> Signature:
+    """A copy that has these headers too."""
+    return signature.with_changes(headers={**(signature.headers or {}), **headers})
 
 
 def nested(signature: Signature) -> Sequence[Signature]:

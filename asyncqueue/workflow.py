@@ -14,7 +14,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import BaseModel
 
-from asyncqueue.signature import MODEL, Arg, Plan, Signature, header
+from asyncqueue.signature import MODEL, Arg, Plan, Signature, header, with_headers
 from asyncqueue.state import GroupMeta
 
 ON_FAILURE_HEADER = "aq-on-failure"
@@ -266,11 +266,6 @@ def cut_off(callback: Signature, failed: Signature | None = None) -> Signature:
     return _broken_for(callback, broken if failed is None else broken | _named(failed, BROKEN_HEADER))
 
 
-def with_header(signature: Signature, name: str, value: str) -> Signature:
-    """A copy that has this header."""
-    return signature.with_changes(headers={**(signature.headers or {}), name: value})
-
-
 def _grouping(outline: Outline) -> str:
     """The kind of the first part that has members; "" where there is none."""
     if outline.kind in ("group", "chord"):
@@ -289,7 +284,7 @@ def _has_consequences(signature: Signature) -> bool:
 
 
 def _broken_for(signature: Signature, groups: frozenset[str]) -> Signature:
-    return with_header(signature, BROKEN_HEADER, " ".join(sorted(groups))) if groups else signature
+    return with_headers(signature, {BROKEN_HEADER: " ".join(sorted(groups))}) if groups else signature
 
 
 def _named(signature: Signature, name: str) -> frozenset[str]:

@@ -21,14 +21,15 @@ from asyncqueue.engine.messages import (
     message,
     pending,
     timed,
-    with_headers,
 )
 from asyncqueue.errors import ArgumentError
 from asyncqueue.models import changed
-from asyncqueue.signature import Arg, Signature, header
+from asyncqueue.signature import Arg, Signature, header, with_headers
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
 from asyncqueue.workflow import (
     ATTEMPT_HEADER,
+    CHECK_HEADER,
+    FAILED_HEADER,
     ON_FAILURE_HEADER,
     PLAN_HEADER,
     WORKFLOW_HEADER,
@@ -79,7 +80,7 @@ def after_replacement(
     base: Settled, signature: Signature, entries: Sequence[Signature], rules: Rules, now_ns: int
 ) -> Settled:
     """``base`` with the workflow that a task goes on as."""
-    ready = [with_headers(timed(each, now_ns), aq_check="1") for each in entries]
+    ready = [with_headers(timed(each, now_ns), {CHECK_HEADER: "1"}) for each in entries]
     return replace(_sending(base, ready, rules, now_ns), alive=(signature.uuid, *family(signature)))
 
 
@@ -105,7 +106,7 @@ def group_completed(
         text = f"the results of its group make {len(ready.args or ())} arguments, the limit is {rules.limits.max_args}"
         return group_failed(group.group_uuid, callback, text, rules, now_ns)
     try:
-        sent = message(with_headers(ready, aq_check="1"), rules.default_queue, now_ns)
+        sent = message(with_headers(ready, {CHECK_HEADER: "1"}), rules.default_queue, now_ns)
     except ArgumentError as exc:
         return group_failed(group.group_uuid, callback, f"its arguments cannot be sent: {exc}", rules, now_ns)
     if len(sent.body) > rules.limits.max_bytes:
@@ -184,7 +185,8 @@ def _told(signature: Signature, error: str, rules: Rules, now_ns: int) -> Messag
     """A task that will never run, on its way to a worker that takes the consequences."""
     queue = companion(signature.routing_key or rules.default_queue)
     word = with_headers(
-        signature.with_changes(routing_key=queue, eta=None, args=()), aq_failed=error[:MAX_ERROR_TEXT], aq_check="1"
+        signature.with_changes(routing_key=queue, eta=None, args=()),
+        {FAILED_HEADER: error[:MAX_ERROR_TEXT], CHECK_HEADER: "1"},
     )
     return message(word, queue, now_ns)
 
@@ -192,7 +194,9 @@ def _told(signature: Signature, error: str, rules: Rules, now_ns: int) -> Messag
 def _ready(parent: Signature, kind: str, callbacks: Sequence[Signature], now_ns: int) -> list[Signature]:
     """Callbacks as they are sent: with the UUIDs that they always get, and word that they may be a second copy."""
     return [
-        with_headers(timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), aq_check="1")
+        with_headers(
+            timed(each, now_ns).with_changes(uuid=each.uuid or callback_id(parent, kind, index)), {CHECK_HEADER: "1"}
+        )
         for index, each in enumerate(callbacks)
     ]
 

@@ -77,12 +77,6 @@ def callback_ids(parent: Signature) -> list[str]:
     return found
 
 
-def with_headers(signature: Signature, **changes: str) -> Signature:
-    """A copy with these headers added; ``_`` in a name stands for ``-``."""
-    named = {name.replace("_", "-"): value for name, value in changes.items()}
-    return signature.with_changes(headers={**(signature.headers or {}), **named})
-
-
 def timed(signature: Signature, now_ns: int) -> Signature:
     """With the due time of one whose time begins when it is sent."""
     seconds = header(signature, COUNTDOWN_HEADER)

@@ -16,15 +16,14 @@ from asyncqueue.engine.messages import (
     failure_state,
     later,
     message,
-    with_headers,
 )
 from asyncqueue.engine.registry import TaskOptions
 from asyncqueue.errors import RetryTaskLater
 from asyncqueue.models import made
 from asyncqueue.retry import LONGEST, fibonacci
-from asyncqueue.signature import Signature, header
+from asyncqueue.signature import Signature, header, with_headers
 from asyncqueue.state import State, TaskResult, TaskState
-from asyncqueue.workflow import attempt_of
+from asyncqueue.workflow import ATTEMPT_HEADER, CHECK_HEADER, attempt_of
 
 UNKNOWN_SINCE_HEADER = "aq-unknown-since"
 UNKNOWN_TIMES_HEADER = "aq-unknown-times"
@@ -245,7 +244,7 @@ def _again(signature: Signature, attempt: int, delay: float, counts: bool, now_n
     if counts:
         changes["retry_count"] = max(0, signature.retry_count - 1)
         changes["retry_timeout"] = math.ceil(delay)
-    return with_headers(signature.with_changes(**changes), aq_attempt=str(attempt), aq_check="1")
+    return with_headers(signature.with_changes(**changes), {ATTEMPT_HEADER: str(attempt), CHECK_HEADER: "1"})
 
 
 def _given_back(delivery: Delivery, signature: Signature, rules: Rules, now_ns: int) -> Settled:
@@ -260,9 +259,7 @@ def _given_back(delivery: Delivery, signature: Signature, rules: Rules, now_ns: 
     delay = min(_LAST_UNKNOWN_DELAY, _FIRST_UNKNOWN_DELAY * 2 ** min(times, 10))
     back = with_headers(
         signature.with_changes(eta=now_ns + int(delay * NANOSECONDS), routing_key=delivery.queue),
-        aq_unknown_since=str(since),
-        aq_unknown_times=str(times + 1),
-        aq_check="1",
+        {UNKNOWN_SINCE_HEADER: str(since), UNKNOWN_TIMES_HEADER: str(times + 1), CHECK_HEADER: "1"},
     )
     return Settled(delivery, Ack(), publish=(message(back, rules.default_queue, now_ns),))
 

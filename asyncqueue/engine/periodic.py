@@ -26,8 +26,8 @@ from asyncqueue.engine.publisher import Publisher
 from asyncqueue.errors import AsyncQueueError, ConfigError
 from asyncqueue.locks.base import Claim, Turn, TurnLock
 from asyncqueue.schedule import Schedule
-from asyncqueue.signature import Signature
-from asyncqueue.workflow import CHECK_HEADER, Compiled, Join, Node, Parallel, Series, with_header
+from asyncqueue.signature import Signature, with_headers
+from asyncqueue.workflow import CHECK_HEADER, Compiled, Join, Node, Parallel, Series
 
 Missed = Literal["skip", "last", "all"]
 """What becomes of occurrences that came due while no process kept the schedule: none, the latest or all are sent."""
@@ -83,7 +83,7 @@ class PeriodicTask:
         does."""
         work = compile(_anew(self.work), lambda path: self._new_id(program, due_at, path))
         # where a store cannot know a second copy, a worker does
-        return replace(work, entries=tuple(with_header(each, CHECK_HEADER, "1") for each in work.entries))
+        return replace(work, entries=tuple(with_headers(each, {CHECK_HEADER: "1"}) for each in work.entries))
 
     def next_times(self, after: float, count: int) -> list[int]:
         """The next moments (unix seconds) at which it is due."""

@@ -9,7 +9,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
-from asyncqueue.engine.messages import Rules, callback_id, later, message, pending, timed, with_headers
+from asyncqueue.engine.messages import Rules, callback_id, later, message, pending, timed
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
 from asyncqueue.engine.patience import Patience
@@ -17,9 +17,9 @@ from asyncqueue.engine.registry import Registry
 from asyncqueue.engine.settlement import Outgoing, Settlement, parts
 from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
 from asyncqueue.models import changed
-from asyncqueue.signature import Signature, new_task_id
+from asyncqueue.signature import Signature, new_task_id, with_headers
 from asyncqueue.state import TaskState
-from asyncqueue.workflow import Compiled, groups_in, members_in, tasks_in
+from asyncqueue.workflow import CHECK_HEADER, Compiled, groups_in, members_in, tasks_in
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class Publisher:
         """Send more members of a group, which its entry counts from then on; False where the group is over. Safe to
         repeat where their UUIDs are the same."""
         # of two copies of an entry, the second one looks whether the first one has run
-        checked = replace(workflow, entries=tuple(with_headers(each, aq_check="1") for each in workflow.entries))
+        checked = replace(workflow, entries=tuple(with_headers(each, {CHECK_HEADER: "1"}) for each in workflow.entries))
         whole = await self._outgoing(checked)
         added = members_in(group_id, workflow.entries, workflow.plans)
         (group,) = await self._patience.insist("look up a group", lambda: backend.get_groups([group_id]))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from asyncqueue import ArgumentError, MessageTooLarge, Server, compiling, wire
 from asyncqueue.builders import Chain, chain, chord, group, owner_of, server_of
 from asyncqueue.compiling import added, compiled, continued, ids_from
-from asyncqueue.signature import Arg, Call, Plan, Signature, header
+from asyncqueue.signature import Arg, Call, Plan, Signature, header, with_headers
 from asyncqueue.state import GroupMeta
 from asyncqueue.workflow import (
     ATTEMPT_HEADER,
@@ -52,7 +52,6 @@ from asyncqueue.workflow import (
     is_broken,
     members_in,
     tasks_in,
-    with_header,
 )
 from tests.wire import goldens
 
@@ -207,7 +206,7 @@ class Workers:
         doom = doomed(signature)
         for each in doom.never:
             assert self.ends.setdefault(each.uuid, None) is None
-        self._publish([with_header(each, FAILED_HEADER, "it failed") for each in doom.told])
+        self._publish([with_headers(each, {FAILED_HEADER: "it failed"}) for each in doom.told])
         callback = signature.chord_callback
         if callback is not None and is_broken(signature):
             self._end(signature.group_uuid, callback, None, signature)
@@ -236,7 +235,7 @@ class Workers:
         if results is not None:
             self._publish([given_more(callback, () if callback.immutable else args_of(results))])
             return
-        self._publish([with_header(cut_off(callback, last), FAILED_HEADER, "a member failed")])
+        self._publish([with_headers(cut_off(callback, last), {FAILED_HEADER: "a member failed"})])
 
     def _publish(self, signatures: Sequence[Signature]) -> None:
         for meta in groups_in(signatures):
@@ -971,5 +970,5 @@ def test_a_callback_can_take_failures_as_values() -> None:
 
 def test_the_attempt_of_a_message_is_1_unless_it_says_so() -> None:
     assert attempt_of(one("a")) == 1
-    assert attempt_of(with_header(one("a"), ATTEMPT_HEADER, "3")) == 3
-    assert attempt_of(with_header(one("a"), ATTEMPT_HEADER, "many")) == 1
+    assert attempt_of(with_headers(one("a"), {ATTEMPT_HEADER: "3"})) == 3
+    assert attempt_of(with_headers(one("a"), {ATTEMPT_HEADER: "many"})) == 1
