@@ -16,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from secrets import token_hex
 
 from asyncqueue.brokers.base import Dead, Delivery, Message, QueueDepth
-from asyncqueue.connections.memory_entries import Groups, Plans, States, kept_until
+from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
+from asyncqueue.connections.memory_entries import Groups, Plans, States
 from asyncqueue.locks.base import LastTurn
 
 TOKENS_KEPT = 600.0
 """How long (seconds) a publish is known, so that its repetition adds no second copy."""
-LEAST_GAIN = 0.25
-"""What would be kept longer by less than this part of its time is not touched."""
 
 _named: dict[str, MemoryStore] = {}
 _naming = threading.Lock()

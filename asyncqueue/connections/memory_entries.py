@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from asyncqueue import rfc3339
 from asyncqueue.backends.base import GroupClaim, Member, Progress
+from asyncqueue.connections.keeping import kept_until
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState, may_follow
 from asyncqueue.wire import decode_plan, encode_plan, encode_state
@@ -253,11 +254,6 @@ class Plans(Shelf[Kept]):
         """UUIDs of all that is in it; none where there is no such plan."""
         plan = self.present(plan_id, now)
         return plan.ids if plan else ()
-
-
-def kept_until(keep: float, now: float, not_before: float | None) -> float:
-    """Until when an entry is kept that is written now, and due then."""
-    return max(now, not_before or now) + keep
 
 
 def _inherit(state: TaskState, old: Record) -> TaskState:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from pydantic_core import from_json
 
+from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
 from asyncqueue.connections.sqlite import Connection, as_table
-
-LEAST_GAIN = 0.25
-"""What would be kept longer by less than this part of its time is not touched."""
 
 _TABLES = (("task_state", "task_uuid"), ("task_group", "group_uuid"), ("plan", "plan_uuid"))
 
@@ -43,11 +41,6 @@ _SWEEP = {
     table: f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)"
     for table, _ in _TABLES
 }
-
-
-def kept_until(keep: float, now: float, not_before: float | None) -> float:
-    """Until when an entry is kept that is written now, and due then."""
-    return max(now, not_before or now) + keep
 
 
 def touch(

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pydantic_core import from_json
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
+from asyncqueue.connections.keeping import kept_until
 from asyncqueue.connections.sqlite import Connection, as_table, insert
-from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
+from asyncqueue.connections.sqlite_entries import sweep_behind
 from asyncqueue.connections.sqlite_states import FINAL
 from asyncqueue.state import GroupMeta
 from asyncqueue.wire import decode_group, encode_group

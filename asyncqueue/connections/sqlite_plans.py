@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from asyncqueue.connections.keeping import kept_until
 from asyncqueue.connections.sqlite import Connection, as_table, insert
-from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
+from asyncqueue.connections.sqlite_entries import sweep_behind
 from asyncqueue.signature import Plan
 from asyncqueue.wire import encode_plan
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from asyncqueue import rfc3339
+from asyncqueue.connections.keeping import kept_until
 from asyncqueue.connections.sqlite import Connection, insert
-from asyncqueue.connections.sqlite_entries import kept_until, sweep_behind
+from asyncqueue.connections.sqlite_entries import sweep_behind
 from asyncqueue.state import State, TaskState
 from asyncqueue.wire import decode_state, encode_state
 
