@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, cast
 from typing_extensions import TypeVar
 
 from asyncqueue.backends.base import Backend
+from asyncqueue.engine.settlement import parts
 from asyncqueue.errors import NoBackend, ResultExpired, ResultTimeout, ResultUnknown, TaskFailed, Unavailable
 from asyncqueue.retry import delays
 from asyncqueue.signature import Signature
@@ -64,8 +65,8 @@ class Results:
         """States in the order asked; None where there is no entry."""
         backend = await self.backend(about)
         found: list[TaskState | None] = []
-        for start in range(0, len(task_ids), LOOK_AT_ONCE):
-            found += await backend.get(task_ids[start : start + LOOK_AT_ONCE])
+        for some in parts(task_ids, LOOK_AT_ONCE):
+            found += await backend.get(some)
         return found
 
     async def endings(self, task_ids: Iterable[str], about: str) -> AsyncGenerator[tuple[str, TaskState | None], None]:
