@@ -30,7 +30,7 @@ class JointSuite(BrokerSuite):
 
     async def make_backend(self) -> Backend:
         """A backend, not yet open, on the same store as the brokers."""
-        raise NotImplementedError
+        raise self.unsaid("make_backend", "a backend, not yet open, on the same store as the brokers")
 
     async def prepare(self) -> None:
         await super().prepare()

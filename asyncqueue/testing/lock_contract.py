@@ -21,7 +21,7 @@ class LockContract(Suite):
 
     async def make_lock(self) -> Lock:
         """A lock, not yet open, on the namespace of this test; an instance of its own at each call."""
-        raise NotImplementedError
+        raise self.unsaid("make_lock", "a lock, not yet open, on the namespace of this test")
 
     async def make_unreachable(self) -> Lock:
         """A lock, not yet open, whose service does not answer."""

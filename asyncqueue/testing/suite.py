@@ -108,6 +108,10 @@ class Suite:
         """Run it to its end in a thread and event loop of its own."""
         return await asyncio.to_thread(lambda: asyncio.run(work()))
 
+    def unsaid(self, method: str, returns: str) -> NotImplementedError:
+        """The error for a page that does not say how to make what it is about."""
+        return NotImplementedError(f"{type(self).__name__} must override {method}: it returns {returns}")
+
     async def raises_unavailable(self, verbs: Iterable[Callable[[], Awaitable[object]]]) -> None:
         """Each of these ends with ``Unavailable``."""
         for verb in verbs:
@@ -125,7 +129,7 @@ class BrokerSuite(Suite):
         """A broker, not yet open, on the namespace of this test. Each call returns an instance of its own, as another
         worker would have it. Where its lease is real time, two seconds are a good one: the tests wait for its end,
         and have to be back before it within less than half of it."""
-        raise NotImplementedError
+        raise self.unsaid("make_broker", "a broker, not yet open, on the namespace of this test")
 
     async def prepare(self) -> None:
         await super().prepare()
@@ -229,7 +233,7 @@ class BackendSuite(Suite):
     async def make_backend(self, results_expire_in: float = KEPT) -> Backend:
         """A backend, not yet open, on the namespace of this test: fresh and empty at first. Each call returns an
         instance of its own, as another process would have it."""
-        raise NotImplementedError
+        raise self.unsaid("make_backend", "a backend, not yet open, on the namespace of this test")
 
     async def make_unreachable(self) -> Backend:
         """A backend, not yet open, whose service does not answer."""

@@ -32,7 +32,7 @@ class TurnLockContract(Suite):
 
     async def make_lock(self) -> TurnLock:
         """A lock, not yet open, on the namespace of this test; an instance of its own at each call."""
-        raise NotImplementedError
+        raise self.unsaid("make_lock", "a TurnLock, not yet open, on the namespace of this test")
 
     async def make_unreachable(self) -> TurnLock:
         """A lock, not yet open, whose service does not answer."""
