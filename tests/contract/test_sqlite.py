@@ -56,22 +56,23 @@ class OnFile:
         self.manual_clock.advance(seconds)
 
 
-class TestSqliteBroker(OnFile, BrokerContract):
-    knows_priorities = True
-
+class BrokerOnFile(OnFile):
     async def make_broker(self) -> SqliteBroker:
         return SqliteBroker(self.path, lease=10.0, clock=self.clock)
+
+
+class TestSqliteBroker(BrokerOnFile, BrokerContract):
+    knows_priorities = True
 
     async def make_unreachable(self) -> SqliteBroker:
         return SqliteBroker(self.locked, busy_timeout=0.05)
 
 
-class TestSqliteInspector(OnFile, InspectorContract):
-    async def make_broker(self) -> SqliteBroker:
-        return SqliteBroker(self.path, lease=10.0, clock=self.clock)
+class TestSqliteInspector(BrokerOnFile, InspectorContract):
+    pass
 
 
-class TestSqliteBackend(OnFile, BackendContract):
+class BackendOnFile(OnFile):
     async def make_backend(self, results_expire_in: float = 3600.0) -> SqliteBackend:
         return SqliteBackend(self.path, results_expire_in=results_expire_in, clock=self.clock)
 
@@ -79,31 +80,28 @@ class TestSqliteBackend(OnFile, BackendContract):
         return SqliteBackend(self.locked, busy_timeout=0.05)
 
 
-class TestSqliteJointStore(OnFile, JointContract):
-    async def make_broker(self) -> SqliteBroker:
-        return SqliteBroker(self.path, lease=10.0, clock=self.clock)
+class TestSqliteBackend(BackendOnFile, BackendContract):
+    pass
 
+
+class TestSqliteGroups(BackendOnFile, GroupContract):
+    pass
+
+
+class StoreOnFile(BrokerOnFile):
     async def make_backend(self) -> SqliteBackend:
         return SqliteBackend(self.path, clock=self.clock)
 
 
-class TestSqliteGroups(OnFile, GroupContract):
-    async def make_backend(self, results_expire_in: float = 3600.0) -> SqliteBackend:
-        return SqliteBackend(self.path, results_expire_in=results_expire_in, clock=self.clock)
-
-    async def make_unreachable(self) -> SqliteBackend:
-        return SqliteBackend(self.locked, busy_timeout=0.05)
+class TestSqliteJointStore(StoreOnFile, JointContract):
+    pass
 
 
-class TestSqliteJointGroups(OnFile, JointGroupContract):
-    async def make_broker(self) -> SqliteBroker:
-        return SqliteBroker(self.path, lease=10.0, clock=self.clock)
-
-    async def make_backend(self) -> SqliteBackend:
-        return SqliteBackend(self.path, clock=self.clock)
+class TestSqliteJointGroups(StoreOnFile, JointGroupContract):
+    pass
 
 
-class TestSqliteLock(OnFile, LockContract):
+class LockOnFile(OnFile):
     async def make_lock(self) -> SqliteLock:
         return SqliteLock(self.path, clock=self.clock)
 
@@ -111,12 +109,12 @@ class TestSqliteLock(OnFile, LockContract):
         return SqliteLock(self.locked, busy_timeout=0.05)
 
 
-class TestSqliteTurnLock(OnFile, TurnLockContract):
-    async def make_lock(self) -> SqliteLock:
-        return SqliteLock(self.path, clock=self.clock)
+class TestSqliteLock(LockOnFile, LockContract):
+    pass
 
-    async def make_unreachable(self) -> SqliteLock:
-        return SqliteLock(self.locked, busy_timeout=0.05)
+
+class TestSqliteTurnLock(LockOnFile, TurnLockContract):
+    pass
 
 
 @asynccontextmanager
