@@ -44,7 +44,8 @@ class TaskState(BaseModel):
     """What the backend knows of a task.
 
     ``created_at`` is unix nanoseconds of the send (``rfc3339.ZERO`` where it is not known). ``attempt`` is ours: the
-    number of the attempt this state speaks of, from 1; 0 is "not said", and is not written. ``not_before`` (unix
+    number of the attempt this state speaks of, from 1; 0 is "not said", and is not written. So is ``deliveries``: how
+    often the message of that attempt was shown, where that is more than once. ``not_before`` (unix
     seconds) is when the task is due, where that is later than now; it is never written, and only tells a store from
     when on the entry is to be kept.
     """
@@ -59,6 +60,7 @@ class TaskState(BaseModel):
     created_at: Moment = Field(default=rfc3339.ZERO, validation_alias="CreatedAt")
     ttl: int = Field(default=0, ge=INT64_MIN, le=INT64_MAX, validation_alias="TTL")
     attempt: int = Field(default=0, ge=0, le=INT64_MAX, validation_alias="AqAttempt")
+    deliveries: int = Field(default=0, ge=0, le=INT64_MAX, validation_alias="AqDeliveries")
     not_before: float | None = Field(default=None, exclude=True, validation_alias="AqNotBefore")
 
     @property

@@ -260,7 +260,8 @@ def _state(state: TaskState) -> tuple[str, str]:
         f',"Results":{_results(state)},"Error":{_quoted(state.error)},"CreatedAt":"'
     )
     attempt = f',"AqAttempt":{state.attempt}' if state.attempt > 0 else ""
-    return head, f'","TTL":{state.ttl}{attempt}}}'
+    deliveries = f',"AqDeliveries":{state.deliveries}' if state.deliveries > 0 else ""
+    return head, f'","TTL":{state.ttl}{attempt}{deliveries}}}'
 
 
 def _without_surrogates(state: TaskState) -> str:
@@ -766,6 +767,7 @@ _state_in = _reader(
         "CreatedAt": _Field("created_at", _moment_in),
         "TTL": _Field("ttl", _int64_in),
         "AqAttempt": _Field("attempt", _count_in),
+        "AqDeliveries": _Field("deliveries", _count_in),
     },
 )
 _group_in = _reader(

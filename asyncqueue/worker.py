@@ -218,6 +218,7 @@ class Worker:
             middlewares=self._middlewares(),
             started=consumer.started,
             left_running=consumer.left_running,
+            showings=consumer.showings,
             facilities=WorkerFacilities(consumer.yield_slot, connected.publisher, connected.backend, server.rules),
         )
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))

@@ -40,7 +40,8 @@ class Delivery:
 
     ``receipt`` is the driver's own word for this showing: no two showings have the same one, and it works through
     another instance of the driver too. ``attempt`` is 1 at the first showing and grows by one each time a lease ends
-    without ack or nack, as far as the service counts.
+    without ack or nack, as far as the service counts: where it does not, it is 1 at the first showing and more than 1
+    at any later one, or 0 where the service does not tell these apart either.
     """
 
     body: bytes

@@ -22,6 +22,7 @@ from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotYet, settled
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settlement import Settlement, WholeSettlement
 from asyncqueue.engine.settler import Settler
+from asyncqueue.engine.showings import Showings
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ArgumentError, AsyncQueueError, BadMessage, Refused, Unavailable
 from asyncqueue.workflow import companion
@@ -49,7 +50,7 @@ _LAST_CHANCE = 0.5
 class Consumer:
     """Works a set of queues until it is stopped.
 
-    ``execution`` is made by the caller with this consumer's ``started`` and ``left_running``.
+    ``execution`` is made by the caller with this consumer's ``started``, ``left_running`` and ``showings``.
     """
 
     def __init__(
@@ -98,6 +99,9 @@ class Consumer:
             max_batch=self._max_batch,
         )
         self.started = self._settler.started
+        self.showings: Showings | None = None
+        if backend is not None and not broker.capabilities.counts_deliveries:
+            self.showings = Showings(backend, events=events, patience=patience)
 
     @property
     def running(self) -> int:
@@ -250,6 +254,8 @@ class Consumer:
         if self._stopping.is_set():
             await self._give_back(got)
             return
+        if self.showings is not None:
+            got = await self.showings.counted(got)
         dangerous = None
         if self._slots_of(got[0].queue) is self._slots:
             dangerous = next((delivery for delivery in got if delivery.attempt >= ISOLATE_FROM), None)
@@ -289,7 +295,10 @@ class Consumer:
             ran = Ran(delivery, None, NotYet(_REFUSED_PAUSE))
         if delivery.receipt in self._lost:
             ran = Ran(delivery, ran.signature, Lost())
-        self._settler.ended(delivery, self._settled(ran))
+        end = self._settled(ran)
+        if self.showings is not None and end is not None and isinstance(end.verdict, Nack):
+            end = replace(end, state=self.showings.taken_back(delivery))
+        self._settler.ended(delivery, end)
 
     def _settled(self, ran: Ran) -> Settled | None:
         try:
@@ -307,6 +316,8 @@ class Consumer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         delivery = self._running.pop(task)
+        if self.showings is not None:
+            self.showings.ended(delivery)
         if task in self._slotless:
             self._slotless.discard(task)
         else:

@@ -35,10 +35,10 @@ from asyncqueue.engine.outcome import (
 )
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
+from asyncqueue.engine.showings import Showings
 from asyncqueue.errors import ArgumentError, BadMessage, MessageTooLarge, NoBackend
-from asyncqueue.models import made
 from asyncqueue.signature import Plan, Signature, header
-from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.state import TaskResult, TaskState
 from asyncqueue.workflow import BUILT_IN, CHECK_HEADER, FAILED_HEADER, PLAN_HEADER, Node, Workflow, attempt_of
 
 
@@ -69,6 +69,7 @@ class Execution:
         middlewares: Sequence[Middleware] = (),
         started: Callable[[Delivery, Signature, int], None] = lambda delivery, signature, attempt: None,
         left_running: Callable[[Future[Any], str], None] = lambda thread, task_id: None,
+        showings: Showings | None = None,
         facilities: Facilities | None = None,
     ) -> None:
         self._registry = registry
@@ -83,6 +84,7 @@ class Execution:
         self._middlewares = tuple(middlewares)
         self._started = started
         self._left_running = left_running
+        self._showings = showings
         self._facilities = facilities
         self._unknown: set[str] = set()
 
@@ -121,6 +123,8 @@ class Execution:
             error = str(exc)[:MAX_ERROR_TEXT]
             self._events.emit(TaskFailed(signature.uuid, signature.name, delivery.queue, error))
             return Ran(delivery, signature, Failed(error))
+        if self._showings is not None:
+            await self._showings.note(delivery, signature, attempt)
         self._started(delivery, signature, attempt)
         context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._facilities)
         return await self._call(delivery, registered, bound, context)
@@ -292,17 +296,6 @@ class Execution:
         if name not in self._unknown and len(self._unknown) < 1_000:
             self._unknown.add(name)
             self._events.emit(TaskUnknown(name, queue))
-
-
-def started_state(signature: Signature, attempt: int) -> TaskState:
-    """The STARTED state of a run."""
-    return made(
-        TaskState,
-        task_uuid=signature.uuid,
-        task_name=signature.name,
-        state=State.STARTED,
-        attempt=attempt if attempt > 1 else 0,
-    )
 
 
 def _task_id_in(delivery: Delivery) -> str:

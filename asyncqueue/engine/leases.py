@@ -1,7 +1,8 @@
 """Keeping what we hold: a heartbeat that a blocked event loop cannot stop.
 
 Everything taken is extended well within its lease by a second instance of the broker, in a thread and a loop of its
-own. What turns out to be lost is reported to the worker's loop.
+own. What turns out to be lost is reported to the worker's loop. Where deliveries have no lease but are ours as long as
+something lives that the broker itself holds, a connection or a channel, it is asked from time to time what is left.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from asyncqueue.errors import AsyncQueueError
 
 _BEATS_PER_LEASE = 5
 _PULSE = 1.0
+_GLANCE = 1.0
+"""How often (seconds) a broker without leases is asked what is lost."""
 
 
 class LeaseKeeper:
@@ -52,6 +55,7 @@ class LeaseKeeper:
         self._beating: asyncio.Task[None] | None = None
         self._asked_at = self._turned_at = clock.monotonic()
         self._ready = threading.Event()
+        self._glancing: asyncio.Task[None] | None = None
 
     @property
     def held(self) -> int:
@@ -67,10 +71,13 @@ class LeaseKeeper:
         self._held.pop(delivery.receipt, None)
 
     def start(self) -> None:
-        """Start the heartbeat, where the broker has leases at all."""
-        if self._lease is None or self._thread is not None:
+        """Start the heartbeat."""
+        if self._thread is not None:
             return
-        beat = self._beat(self._broker.twin(), asyncio.get_running_loop(), threading.get_ident())
+        if self._lease is None:
+            self._glancing = asyncio.create_task(self._glance(), name="asyncqueue-leases")
+        twin = None if self._lease is None else self._broker.twin()
+        beat = self._beat(twin, asyncio.get_running_loop(), threading.get_ident())
         self._thread = threading.Thread(target=self._run, args=(beat,), name="asyncqueue-leases", daemon=True)
         self._thread.start()
 
@@ -79,6 +86,9 @@ class LeaseKeeper:
         thread, self._thread = self._thread, None
         if thread is None:
             return
+        if self._glancing is not None:
+            self._glancing.cancel()
+            await asyncio.wait({self._glancing})
         await asyncio.to_thread(self._ready.wait)
         if self._loop is not None and self._beating is not None:
             with contextlib.suppress(RuntimeError):  # it ended by itself
@@ -93,11 +103,20 @@ class LeaseKeeper:
         finally:
             self._ready.set()
 
-    async def _beat(self, twin: Broker, owner: asyncio.AbstractEventLoop, main: int) -> None:
-        assert self._lease is not None
+    async def _glance(self) -> None:
+        """Tell what was lost, by the broker that holds it: its answer needs no round trip."""
+        while True:
+            await asyncio.sleep(_GLANCE)
+            held = list(self._held.values())
+            with contextlib.suppress(AsyncQueueError):  # the worker's own calls tell the world that the store is away
+                for part in parts(held, self._broker.capabilities.max_batch):
+                    if lost := await self._broker.extend(part):
+                        self._lost(tuple(lost))
+
+    async def _beat(self, twin: Broker | None, owner: asyncio.AbstractEventLoop, main: int) -> None:
         self._loop, self._beating = asyncio.get_running_loop(), asyncio.current_task()
         self._ready.set()
-        every = self._lease / _BEATS_PER_LEASE
+        every = _PULSE if self._lease is None else self._lease / _BEATS_PER_LEASE
         next_beat = self._clock.monotonic() + every
         told = False
         try:
@@ -108,13 +127,14 @@ class LeaseKeeper:
                     next_beat = self._clock.monotonic() + every  # else the next pulse tries again
                 await asyncio.sleep(min(_PULSE, every))
         finally:
-            with contextlib.suppress(AsyncQueueError):  # we are leaving
-                await twin.close()
+            if twin is not None:
+                with contextlib.suppress(AsyncQueueError):  # we are leaving
+                    await twin.close()
 
-    async def _extend(self, twin: Broker, owner: asyncio.AbstractEventLoop) -> bool:
+    async def _extend(self, twin: Broker | None, owner: asyncio.AbstractEventLoop) -> bool:
         """Whether everything that is held was extended."""
         held = list(self._held.values())
-        if not held:
+        if twin is None or not held:
             return True
         try:
             await twin.open()

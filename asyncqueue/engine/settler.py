@@ -6,15 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import TypeAlias
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Bury, Delivery, Settled
 from asyncqueue.engine.events import Events, MessageBuried, StoreRefused
-from asyncqueue.engine.execution import started_state
 from asyncqueue.engine.following import family
 from asyncqueue.engine.messages import MAX_ERROR_TEXT
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settlement import WholeSettlement
+from asyncqueue.engine.showings import started_state
 from asyncqueue.signature import Signature
 from asyncqueue.state import State
 
@@ -24,6 +25,9 @@ lasts twice as long is."""
 
 REPORTS_PER_EXPIRY = 3
 """How often a long run is reported anew within the time that its entry is kept, so that nobody takes it for gone."""
+
+_Run: TypeAlias = tuple[Signature, int, int]
+"""What runs, which attempt of the task it is, and which showing of its message."""
 
 
 class Settler:
@@ -53,9 +57,9 @@ class Settler:
         self._failed = failed
         self._max_batch = max_batch
         self._ended: deque[Settled] = deque()
-        self._fresh: dict[Hashable, tuple[Signature, int]] = {}
-        self._older: dict[Hashable, tuple[Signature, int]] = {}
-        self._reported: dict[Hashable, tuple[Signature, int]] = {}
+        self._fresh: dict[Hashable, _Run] = {}
+        self._older: dict[Hashable, _Run] = {}
+        self._reported: dict[Hashable, _Run] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next_round: asyncio.TimerHandle | None = None
         self._report = False
@@ -69,7 +73,7 @@ class Settler:
         """A run began; if it does not end soon, its state becomes STARTED."""
         if self._backend is None:
             return
-        self._fresh[delivery.receipt] = (signature, attempt)
+        self._fresh[delivery.receipt] = (signature, attempt, delivery.attempt)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(STARTED_AFTER, self._time_to_report)
 
@@ -162,8 +166,8 @@ class Settler:
         if self._next_round is None:
             pause = max(STARTED_AFTER, backend.results_expire_in / REPORTS_PER_EXPIRY)
             self._next_round = asyncio.get_running_loop().call_later(pause, self._time_to_report_anew)
-        states = [started_state(signature, attempt) for signature, attempt in due.values()]
-        families = [known for signature, _ in due.values() if (known := family(signature))]
+        states = [started_state(*run) for run in due.values()]
+        families = [known for signature, _, _ in due.values() if (known := family(signature))]
         try:
             await self._patience.insist("record STARTED", lambda: backend.put(states))
             if families:  # what waits for a long run is to be there when it ends

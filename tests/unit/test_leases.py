@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncqueue.brokers.base import Delivery, Message
+from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.engine.leases import LeaseKeeper
@@ -111,3 +112,33 @@ async def test_a_store_that_is_away_is_asked_again_at_the_next_beat(tmp_path: Pa
     assert await desk.broker.extend([delivery]) == []
     await desk.keeper.stop()
     await desk.broker.close()
+
+
+async def test_without_leases_what_is_no_longer_ours_is_told_all_the_same() -> None:
+    broker = MemoryBroker(lease=None)
+    lost: asyncio.Queue[Sequence[Delivery]] = asyncio.Queue()
+    blocked: list[str] = []
+    keeper = LeaseKeeper(
+        broker,
+        clock=SYSTEM_CLOCK,
+        lost=lost.put_nowait,
+        blocked=lambda seconds, stack: blocked.append(stack),
+        blocked_after=0.3,
+    )
+    await broker.open()
+    await broker.publish([Message(b"x", "q", "task_a"), Message(b"y", "q", "task_b")])
+    taken, kept = await broker.fetch("q", 2, 1)
+    keeper.hold([taken, kept])
+    keeper.start()
+    other = broker.twin()
+    await other.open()
+    await other.nack([taken])
+    async with asyncio.timeout(30):
+        assert await lost.get() == (taken,)
+    while not blocked:
+        time.sleep(0.5)  # that is what is tried here
+        await asyncio.sleep(0)
+    await keeper.stop()
+    assert "test_without_leases" in blocked[0]
+    await other.close()
+    await broker.close()
