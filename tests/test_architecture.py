@@ -43,7 +43,6 @@ LIBRARIES = {
     "typing_extensions": "*",
     "anyio": "*",
     "cronsim": "schedule",
-    "pydantic_settings": "config.",
     "yaml": "config.",
     "click": "cli.",
     "uvloop": "cli. worker",
