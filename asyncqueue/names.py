@@ -10,6 +10,9 @@ import re
 
 MAX_LENGTH = 200
 
+BUILT_IN_PREFIX = "aq."
+"""How the names of built-in tasks begin."""
+
 _KEY = re.compile(r"[A-Za-z0-9_.:{}/-]{1,200}", re.ASCII)
 _RESERVED = frozenset({"delayed_tasks", "TriggerChordMutex"})
 _RESERVED_START = "machinery_lock_"
@@ -51,6 +54,16 @@ def task_name_problem(name: str) -> str | None:
     if valid_name(name):
         return None
     return f"task name {_shown(name)}: expected 1 to {MAX_LENGTH} printable characters"
+
+
+def own_task_name_problem(name: str) -> str | None:
+    """What is wrong with ``name`` as the name of a task of an application, or None."""
+    if name.startswith(BUILT_IN_PREFIX):
+        return (
+            f"task name {_shown(name)} is reserved: names that begin with {BUILT_IN_PREFIX!r} are those of built-in "
+            "tasks, which every worker runs itself; expected another name"
+        )
+    return task_name_problem(name)
 
 
 def _key_problem(kind: str, key: str) -> str | None:

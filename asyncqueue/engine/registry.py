@@ -275,7 +275,7 @@ def register(name: str, function: Function, options: TaskOptions) -> Registered:
     """Read a function's parameters and annotations. Raises ``ConfigError`` where it cannot be a task."""
     if not callable(function):
         raise ConfigError(f"task {name!r} must be a function, not {type(function).__name__}")
-    problem = names.task_name_problem(name)
+    problem = names.own_task_name_problem(name)
     if problem:
         raise ConfigError(problem)
     inner = inspect.unwrap(function) if not isinstance(function, functools.partial) else function.func

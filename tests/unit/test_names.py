@@ -6,6 +6,7 @@ import pytest
 
 from asyncqueue import names
 from asyncqueue.signature import new_group_id, new_task_id
+from asyncqueue.workflow import BUILT_IN
 
 
 @pytest.mark.parametrize("key", ["a", "machinery_tasks", "q:{tag}/x.y-z", "x" * 200])
@@ -41,3 +42,20 @@ def test_printable_task_names_are_taken(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "x" * 201, "a\n", "a\x1b[31m", "a\u2028", "\ud800"])
 def test_other_task_names_are_refused(name: str) -> None:
     assert "printable" in (names.task_name_problem(name) or "")
+
+
+@pytest.mark.parametrize("name", ["aq.pass", "aq.none", "aq.deadline", "aq.anything", "aq."])
+def test_names_of_built_in_tasks_are_no_names_for_others(name: str) -> None:
+    problem = names.own_task_name_problem(name) or ""
+    assert repr(name) in problem
+    assert "reserved" in problem
+    assert names.task_name_problem(name) is None  # a message may bear it
+
+
+@pytest.mark.parametrize("name", ["add", "aq", "aqua.add", "a.aq.b"])
+def test_names_that_only_resemble_those_are_taken(name: str) -> None:
+    assert names.own_task_name_problem(name) is None
+
+
+def test_names_of_built_in_tasks_begin_alike() -> None:
+    assert [name for name in BUILT_IN if not name.startswith(names.BUILT_IN_PREFIX)] == []

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from asyncqueue import Server
 from asyncqueue.engine.context import TaskContext
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered, Registry, TaskOptions, register
 from asyncqueue.errors import ArgumentError, ConfigError, TaskNotRegistered
@@ -221,6 +222,19 @@ def test_names_are_found_replaced_and_listed() -> None:
 def test_what_cannot_be_a_task_is_told(name: str, function: Any) -> None:
     with pytest.raises(ConfigError):
         register(name, function, TaskOptions())
+
+
+@pytest.mark.parametrize("name", ["aq.pass", "aq.none", "aq.deadline", "aq.later"])
+def test_a_name_of_a_built_in_task_cannot_be_registered(name: str) -> None:
+    server = Server("memory://")
+    reserved = f"task name {name!r} is reserved: .* 'aq\\.'"
+    with pytest.raises(ConfigError, match=reserved):
+        server.register_task(name, print)
+    with pytest.raises(ConfigError, match=reserved):
+        server.task(name=name)(print)
+    with pytest.raises(ConfigError, match=reserved):
+        server.register_tasks({"fine": print, name: print})
+    assert server.registered_task_names() == []
 
 
 def test_an_annotation_that_cannot_be_read_is_told() -> None:
