@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import pytest
@@ -145,9 +145,9 @@ def shared_sqs() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def sqs_url(shared_sqs: str) -> Iterator[str]:
-    """The URL of an SQS; the queues that the test makes are gone at its end."""
+@pytest.fixture(scope="session")
+def sqs_client(shared_sqs: str) -> Iterator[Any]:
+    """A client of the session's SQS that blocks, to look after its queues."""
     parts = urlsplit(shared_sqs)
     client = get_session().create_client(
         "sqs",
@@ -156,12 +156,18 @@ def sqs_url(shared_sqs: str) -> Iterator[str]:
         aws_access_key_id=parts.username,
         aws_secret_access_key=parts.password,
     )
-    before = set(client.list_queues().get("QueueUrls", ()))
-    yield shared_sqs
-    for url in client.list_queues().get("QueueUrls", ()):
-        if url not in before:
-            client.delete_queue(QueueUrl=url)
+    yield client
     client.close()
+
+
+@pytest.fixture
+def sqs_url(shared_sqs: str, sqs_client: Any) -> Iterator[str]:
+    """The URL of an SQS; the queues that the test makes are gone at its end."""
+    before = set(sqs_client.list_queues().get("QueueUrls", ()))
+    yield shared_sqs
+    for url in sqs_client.list_queues().get("QueueUrls", ()):
+        if url not in before:
+            sqs_client.delete_queue(QueueUrl=url)
 
 
 @pytest.fixture

@@ -13,15 +13,24 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Self
 
 from asyncqueue.brokers.base import Capabilities, Dead, Delivery, Message, QueueDepth
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
-from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Missing, Reply, SaidNo, parse_url
-from asyncqueue.connections.envelope import ATTEMPT, BASE64, NAMES, Envelope, body_of, count, text_of
+from asyncqueue.connections.aws import (
+    CONNECT_TIMEOUT,
+    REPLY_TIMEOUT,
+    AwsLink,
+    Missing,
+    Reply,
+    SaidNo,
+    is_passing,
+    parse_url,
+)
+from asyncqueue.connections.envelope import ATTEMPT, BASE64, ERROR, NAMES, Envelope, body_of, count, text_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 
 MAX_BATCH = 10
@@ -45,9 +54,19 @@ RETENTION = 14 * 86_400
 LOOK = 10
 """How long (seconds) an entry of a dead letter is hidden from others while one looks at it."""
 
+LAST_LOOK = 1
+"""How long (seconds) one waits for more before a dead letter, or what was ready, is taken to be at its end: SQS asks
+all of its servers only in a receive that waits."""
+
+SKEW = 5.0
+"""How far (seconds) the clock of SQS may be ahead of ours."""
+
 MOST_DEAD = 1_000
 """The most entries of a dead letter that one look goes through."""
 
+_SENT_AT, _MOVED_FROM = "SentTimestamp", "DeadLetterQueueSourceArn"
+_REDRIVE_TARGET = re.compile(r'"deadLetterTargetArn"\s*:\s*"[^"]*:([^":]+)"')
+_DENIED = ("AccessDenied", "AccessDeniedException")
 _FIFO = ".fifo"
 _REMEMBERED = 10_000
 
@@ -62,6 +81,7 @@ class _Sending:
     delay: int = 0
     group: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    may_lose_attributes: bool = False
 
 
 class SqsBroker:
@@ -100,6 +120,7 @@ class SqsBroker:
         self._held: dict[Hashable, Delivery] = {}
         # what SQS has of a verb that did not come to its end: when that is repeated, it is not sent again
         self._sent: dict[str, None] = {}
+        self._dead_letters: dict[str, str] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -118,7 +139,7 @@ class SqsBroker:
             await self._link.call("list_queues", MaxResults=1)
         except AsyncQueueError as exc:
             # who may not list queues is known to the service, and may be allowed what a worker needs
-            if not (isinstance(exc, SaidNo) and exc.code in ("AccessDenied", "AccessDeniedException")):
+            if not (isinstance(exc, SaidNo) and exc.code in _DENIED):
                 await self._link.close()
                 raise
         self._is_open = True
@@ -208,7 +229,7 @@ class SqsBroker:
             MaxNumberOfMessages=min(limit, MAX_BATCH),
             WaitTimeSeconds=wait,
             VisibilityTimeout=hidden,
-            MessageSystemAttributeNames=["ApproximateReceiveCount"],
+            MessageSystemAttributeNames=["ApproximateReceiveCount", _SENT_AT, _MOVED_FROM],
             MessageAttributeNames=list(NAMES),
         )
         found: Sequence[Mapping[str, Any]] = reply.get("Messages") or ()
@@ -239,7 +260,13 @@ class SqsBroker:
 
     async def bury(self, deliveries: Sequence[Delivery], reason: str, error: str) -> None:
         now = self._clock.now_ns() / NANOSECONDS
-        await self._move(deliveries, lambda delivery: _buried(delivery, reason, error, now))
+        letters = {queue: await self._dead_letter(queue) for queue in {each.queue for each in deliveries}}
+        await self._move(
+            deliveries,
+            lambda delivery: _buried(
+                letters[delivery.queue], delivery, Envelope(delivery.queue, reason, error, delivery.attempt, now)
+            ),
+        )
 
     async def _move(self, deliveries: Sequence[Delivery], sending: Callable[[Delivery], _Sending]) -> None:
         """Send what these become, then delete them. A kill in between leaves both; a repetition does not."""
@@ -294,7 +321,7 @@ class SqsBroker:
     async def depth(self, queue: str) -> QueueDepth:
         """As far as SQS says: its numbers lag behind by up to a minute."""
         (ready, held, delayed), (dead, looked_at, _) = await asyncio.gather(
-            self._counts(queue), self._counts(_dead_letter(queue))
+            self._counts(queue), self._counts(await self._dead_letter(queue))
         )
         return QueueDepth(queue, ready, held, delayed, dead + looked_at)
 
@@ -316,9 +343,13 @@ class SqsBroker:
         raise Refused("SQS shows no message before it is due; `queues` says how many there are")
 
     async def purge(self, queue: str) -> int:
-        count = 0
+        """Takes and deletes what is ready, so that nothing is taken from workers; ends at what was sent after it
+        began."""
+        last = self._clock.now_ns() / NANOSECONDS + SKEW
+        count, is_done = 0, False
         with suppress(Missing):
-            while found := await self._receive(queue, MAX_BATCH, 1, self._lease):
+            while not is_done and (found := await self._receive(queue, MAX_BATCH, LAST_LOOK, self._lease)):
+                is_done = all(_sent_at(message) > last for message in found)
                 await self.ack([_delivery(queue, message) for message in found])
                 count += len(found)
         return count
@@ -357,15 +388,38 @@ class SqsBroker:
 
     async def _look_at_dead(self, queue: str, wanted: set[str] | None = None) -> list[tuple[Delivery, Dead]]:
         """Entries, oldest first, hidden from others meanwhile: all of them, or until all that are wanted are there."""
-        letter = _dead_letter(queue)
-        found: list[tuple[Delivery, Dead]] = []
+        letter = await self._dead_letter(queue)
+        found: dict[str, tuple[Delivery, Dead]] = {}
+        of_others: list[Delivery] = []
         with suppress(Missing):
-            while len(found) < MOST_DEAD and (wanted is None or wanted - {entry.id for _, entry in found}):
-                some = await self._receive(letter, MAX_BATCH, 1, LOOK)
+            while len(found) + len(of_others) < MOST_DEAD and (wanted is None or wanted - found.keys()):
+                some = await self._receive(letter, MAX_BATCH, LAST_LOOK, LOOK)
                 if not some:
                     break
-                found += [(_delivery(letter, message), _entry_of_dead(queue, message)) for message in some]
-        return sorted(found, key=lambda each: (each[1].buried_at, each[1].id))
+                for message in some:
+                    delivery, entry = _delivery(letter, message), _entry_of_dead(queue, message)
+                    if _name(entry.queue) == _name(queue):
+                        found[entry.id] = delivery, entry
+                    else:  # a redrive policy may lead from several queues to one
+                        of_others.append(delivery)
+        await self._hide(of_others, 0)
+        return sorted(found.values(), key=lambda each: (each[1].buried_at, each[1].id))
+
+    async def _dead_letter(self, queue: str) -> str:
+        """Where the redrive policy of a queue leads to; a queue of our own where it has none, or we may not know."""
+        if queue in self._dead_letters:
+            return self._dead_letters[queue]
+        own = f"{queue}.dead"
+        try:
+            reply = await self._call(queue, "get_queue_attributes", AttributeNames=["RedrivePolicy"])
+        except Missing:  # it may be made yet, with one
+            return own
+        except SaidNo as exc:
+            if exc.code not in _DENIED:
+                raise
+            reply = {}
+        target = _REDRIVE_TARGET.search(reply.get("Attributes", {}).get("RedrivePolicy", ""))
+        return self._dead_letters.setdefault(queue, target[1] if target else own)
 
     # ------------------------------------------------------------------------------------------------ calls
 
@@ -412,11 +466,23 @@ class SqsBroker:
         if name.endswith(_FIFO):
             attributes["FifoQueue"] = "true"
         try:
-            await self._link.call("create_queue", QueueName=name, Attributes=attributes)
+            reply = await self._link.call("create_queue", QueueName=name, Attributes=attributes)
         except SaidNo as exc:
             if exc.code in ("QueueNameExists", "QueueAlreadyExists"):  # somebody made it meanwhile
                 return
             raise Refused(f"queue {name!r} does not exist at {self.address}, and could not be made: {exc}") from exc
+        account, made_in = self._link.address.path, _account(reply.get("QueueUrl", ""))
+        if made_in and _account(f"/{account}/{name}") not in ("", made_in):
+            raise Refused(
+                f"queue {name!r} does not exist at {self.address}, or we may not use it; queues that we make are of"
+                f" account {made_in}: make it in {account}, and allow us to use it"
+            )
+
+
+def _account(url: str) -> str:
+    """The account in the URL of a queue; empty for what is no account of AWS."""
+    found = re.search(r"/(\d{12})/[^/]*$", url)
+    return found[1] if found else ""
 
 
 @lru_cache(1024)
@@ -429,10 +495,6 @@ def _name(queue: str) -> str:
     return name
 
 
-def _dead_letter(queue: str) -> str:
-    return f"{queue}.dead"
-
-
 def _delay(seconds: float) -> int:
     """Whole seconds, never early; what is due later than SQS can wait is shown early, and given back."""
     return math.ceil(min(max(0.0, seconds), MAX_DELAY))
@@ -440,23 +502,27 @@ def _delay(seconds: float) -> int:
 
 def _again(delivery: Delivery, delay: int) -> _Sending:
     attributes = {ATTEMPT: str(delivery.attempt - 1)} if delivery.attempt > 1 else {}
-    return _Sending(delivery.queue, f"again/{delivery.receipt}", delivery.body, delay, attributes=attributes)
+    token = f"again/{delivery.receipt}"
+    return _Sending(delivery.queue, token, delivery.body, delay, "", attributes, may_lose_attributes=True)
 
 
-def _buried(delivery: Delivery, reason: str, error: str, now: float) -> _Sending:
-    envelope = Envelope(delivery.queue, reason, error, delivery.attempt, now)
+def _buried(letter: str, delivery: Delivery, envelope: Envelope) -> _Sending:
     token = f"buried/{delivery.receipt}"
-    return _Sending(_dead_letter(delivery.queue), token, delivery.body, attributes=envelope.attributes())
+    return _Sending(letter, token, delivery.body, attributes=envelope.attributes(), may_lose_attributes=True)
 
 
 def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
     """The entry of a batch that sends this, and its size (bytes). Raises ``MessageTooLarge``."""
     text, is_plain = text_of(sending.body)
-    attributes = dict(sending.attributes)
-    if not is_plain:
-        attributes[BASE64] = "1"
     size = len(sending.body if is_plain else text)
-    size += sum(len(name) + len("String") + len(value.encode()) for name, value in attributes.items())
+    attributes: dict[str, str] = {} if is_plain else {BASE64: "1"}
+    size += sum(_size(name, value) for name, value in attributes.items())
+    for name, value in sending.attributes.items():
+        if sending.may_lose_attributes:
+            value = _fitting(name, value, MAX_BYTES - size)
+        if value:
+            attributes[name] = value
+            size += _size(name, value)
     if size > MAX_BYTES:
         raise MessageTooLarge(
             f"a message for queue {sending.queue!r} takes {size} bytes in SQS, the limit is {MAX_BYTES}"
@@ -472,6 +538,19 @@ def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
     elif sending.delay:
         entry["DelaySeconds"] = sending.delay
     return entry, size
+
+
+def _size(name: str, value: str) -> int:
+    return len(name) + len("String") + len(value.encode())
+
+
+def _fitting(name: str, value: str, room: int) -> str:
+    """As much of an attribute as there is room for; of what means nothing in part, all or nothing."""
+    room -= _size(name, "")
+    data = value.encode()
+    if len(data) <= room:
+        return value
+    return data[: max(0, room)].decode(errors="ignore") if name == ERROR else ""
 
 
 def _fifo_id(text: str) -> str:
@@ -494,7 +573,19 @@ def _delivery(queue: str, message: Mapping[str, Any]) -> Delivery:
 def _entry_of_dead(queue: str, message: Mapping[str, Any]) -> Dead:
     attributes = _attributes(message)
     body = body_of(message["Body"], is_base64=BASE64 in attributes)
-    return Envelope.read(attributes, queue).entry(message["MessageId"], body)
+    moved_from = message.get("Attributes", {}).get(_MOVED_FROM, "").rpartition(":")[2]
+    envelope = Envelope.read(attributes, moved_from or queue)
+    if not envelope.buried_at:  # we did not put it there
+        envelope = replace(envelope, buried_at=_sent_at(message))
+    if moved_from and not envelope.reason:
+        error = f"the redrive policy of {moved_from} says so: it was shown as often as that allows"
+        envelope = replace(envelope, reason="redrive", error=error)
+    return envelope.entry(message["MessageId"], body)
+
+
+def _sent_at(message: Mapping[str, Any]) -> float:
+    milliseconds = message.get("Attributes", {}).get(_SENT_AT, "")
+    return int(milliseconds) / 1_000 if milliseconds.isdigit() else 0.0
 
 
 def _receipt(delivery: Delivery) -> dict[str, Any]:
@@ -503,7 +594,7 @@ def _receipt(delivery: Delivery) -> dict[str, Any]:
 
 def _is_gone(failure: Mapping[str, Any]) -> bool:
     """Whether it failed because the message is not ours any more: SQS has a word for each way that comes about."""
-    return bool(failure.get("SenderFault"))
+    return bool(failure.get("SenderFault")) and not is_passing(str(failure.get("Code", "")))
 
 
 def _not_all(what: str, failed: Mapping[int, Mapping[str, Any]]) -> AsyncQueueError:

@@ -10,12 +10,15 @@ import re
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from aiobotocore.client import AioBaseClient
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions as aws_errors
+from botocore.loaders import Loader, create_loader
 
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
@@ -130,6 +133,8 @@ class AwsLink:
         reply_timeout: float = REPLY_TIMEOUT,
         client: Any = None,
     ) -> None:
+        if client is not None:
+            _require_client(service, client)
         self.address = address
         self._service = service
         self._connect_timeout = connect_timeout
@@ -205,7 +210,9 @@ class AwsLink:
                     parameter_validation=False,
                     warm_up_loader_caches=True,  # in a thread: reading the service's description takes its time
                 )
-                making = AioSession().create_client(
+                session = AioSession()
+                session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+                making = session.create_client(
                     self._service,
                     region_name=self.address.region,
                     endpoint_url=self.address.endpoint,
@@ -223,7 +230,7 @@ class AwsLink:
         text = f"{self.address}: {operation}: {code}: {said.get('Message', '')}"
         if code in _MISSING:
             return Missing(text, code)
-        if code in _AWAY or status >= 500 or status == 429:
+        if is_passing(code) or status >= 500 or status == 429:
             return Unavailable(text)
         if code in _STRANGERS:
             text += " (the access key, its secret or its session token is wrong or has expired)"
@@ -242,6 +249,26 @@ class AwsLink:
                 return Unavailable(text)
             case _:
                 return ConfigError(text)
+
+
+def is_passing(code: str) -> bool:
+    """Whether the service says by this word that trying again may help."""
+    return code in _AWAY
+
+
+def _require_client(service: str, client: Any) -> None:
+    """Raise ``ConfigError`` for what is no open client of the service."""
+    expected = f"the client that `async with session.create_client({service!r}) as client` of aiobotocore gives"
+    if not isinstance(client, AioBaseClient):
+        raise ConfigError(f"client: a {type(client).__module__}.{type(client).__name__}; expected {expected}")
+    if (named := client.meta.service_model.service_name) != service:
+        raise ConfigError(f"client: one of {named}; expected {expected}")
+
+
+@lru_cache(8)
+def _loader(search_path: str | None) -> Loader:
+    """What reads the descriptions of services: tens of milliseconds of work for each client, where they share none."""
+    return create_loader(search_path)
 
 
 _MISSING = frozenset({"QueueDoesNotExist", "NonExistentQueue"})

@@ -1,4 +1,4 @@
-"""ElasticMQ, which is SQS in memory."""
+"""ElasticMQ, which speaks SQS."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ ELASTICMQ = Jars(
 
 
 class ElasticServer(Server):
-    """An ElasticMQ of our own: SQS with the limits of AWS, in memory."""
+    """An ElasticMQ of our own: SQS with the limits of AWS, in memory, or ``durable``: what it has confirmed is on disk,
+    and there again after ``kill`` and ``restart``."""
 
     name = "ElasticMQ"
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
         super().__init__()
         self.port = 0
+        self._durable = durable
 
     @property
     def endpoint(self) -> str:
@@ -44,7 +46,8 @@ class ElasticServer(Server):
     def command(self) -> Sequence[str]:
         refuse_port_in_use(self.port)
         config = self.folder / "elasticmq.conf"
-        config.write_text(_ELASTICMQ_CONFIG.format(port=self.port))
+        storage = _STORAGE.format(path=self.folder / "messages") if self._durable else ""
+        config.write_text(_ELASTICMQ_CONFIG.format(port=self.port) + storage)
         small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return [JAVA.require(), *small, f"-Dconfig.file={config}", "-cp", ELASTICMQ.require(), ELASTICMQ.main]
 
@@ -67,4 +70,8 @@ include classpath("application.conf")
 node-address {{ protocol = http, host = "127.0.0.1", port = {port}, context-path = "" }}
 rest-sqs {{ enabled = true, bind-hostname = "127.0.0.1", bind-port = {port}, sqs-limits = strict }}
 rest-stats {{ enabled = false }}
+"""
+# without WRITE_DELAY=0, H2 writes half a second after it said that it had
+_STORAGE = """\
+messages-storage {{ enabled = true, uri = "jdbc:h2:{path};WRITE_DELAY=0", prune-data-on-init = false }}
 """
