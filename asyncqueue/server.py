@@ -45,7 +45,7 @@ from asyncqueue.signature import MAX_PRIORITY, Signature
 from asyncqueue.state import TaskResult
 from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
-from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow, is_companion
+from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow, companion, is_companion
 from asyncqueue.workflow_results import (
     ChainResult,
     ChordResult,
@@ -448,10 +448,17 @@ class Server:
     async def queues(self) -> list[QueueDepth]:
         """How much is in each queue the broker can see; of companion queues, in those that have anything in them.
 
-        Raises ``Refused`` where the broker cannot be looked into.
+        Where the service does not list its queues, these are the queues that this server knows: its default queue, and
+        those of its tasks. Raises ``Refused`` where the broker cannot be looked into at all.
         """
         inspector = await self.inspector()
-        names = {*await inspector.queues(), self.settings.default_queue}
+        names = {self.settings.default_queue}
+        try:
+            names.update(await inspector.queues())
+        except Refused:
+            own = (self.registry.get(task).options.queue for task in self.registry.names())
+            names.update(queue for queue in own if queue)
+            names.update([companion(name) for name in names])
         found = [await inspector.depth(name) for name in sorted(names)]
         return [
             depth

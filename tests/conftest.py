@@ -21,7 +21,7 @@ from botocore.session import get_session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests import blocking
+from tests import blocking, matrix
 from tests.services import (
     ElasticServer,
     Rabbit,
@@ -209,8 +209,13 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    matrix.tell(item)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A table of what did not run, and why."""
+    """What passed on which driver, and what did not run, and why."""
+    matrix.print_table(terminalreporter)
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])

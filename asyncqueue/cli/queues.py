@@ -10,6 +10,7 @@ import click
 from asyncqueue.brokers.base import QueueDepth
 from asyncqueue.cli.output import json_option, one_line, print_json, print_table
 from asyncqueue.cli.target import Address, addressed, split
+from asyncqueue.errors import Refused
 from asyncqueue.server import Server
 
 
@@ -25,7 +26,7 @@ def queues(words: Sequence[str], as_json: bool, address: Address) -> None:
     --json: a list of {queue, ready, held, delayed, dead}; null is what the broker does not tell.
     """
     target, _ = split(words)
-    found = asyncio.run(_queues(address.server(target)))
+    found, why_these = asyncio.run(_queues(address.server(target)))
     rows = [(each.queue, each.ready, each.held, each.delayed, each.dead) for each in found]
     columns = ("queue", "ready", "held", "delayed", "dead")
     if as_json:
@@ -33,6 +34,8 @@ def queues(words: Sequence[str], as_json: bool, address: Address) -> None:
     else:
         shown = [["?" if count is None else count for count in row] for row in rows]
         print_table(columns, shown, "There is no queue.")
+        if why_these:
+            click.echo(f"These are the queues that the server knows by itself: {one_line(why_these, 1_000)}", err=True)
 
 
 @click.command()
@@ -58,9 +61,15 @@ def purge(words: Sequence[str], yes: bool, as_json: bool, address: Address) -> N
         click.echo(f"{purged} dropped")
 
 
-async def _queues(server: Server) -> list[QueueDepth]:
+async def _queues(server: Server) -> tuple[list[QueueDepth], str]:
+    """The queues, and why they may not be all there are; empty where they are."""
     async with server:
-        return await server.queues()
+        found = await server.queues()
+        try:
+            await (await server.inspector()).queues()
+        except Refused as exc:
+            return found, str(exc)
+        return found, ""
 
 
 async def _purge(server: Server, queue: str) -> int:
