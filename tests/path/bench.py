@@ -32,6 +32,11 @@ class Stores:
     def is_atomic(self) -> bool:
         return self.broker == self.backend
 
+    @property
+    def lease(self) -> float:
+        """A short lease (seconds) that the broker can have."""
+        return {"sqs+redis": 5.0, "pubsub+redis": 10.0}.get(self.kind, 2.0)
+
 
 class Bench:
     """Makes servers on one pair of stores; each stands for a process of its own."""
@@ -40,9 +45,9 @@ class Bench:
         self.stores = stores
         self._servers: list[Server] = []
 
-    def server(self, *, lease: float = 2.0, **sections: Any) -> Server:
+    def server(self, *, lease: float | None = None, **sections: Any) -> Server:
         """One more server. ``sections`` are settings; ``worker`` holds those of the worker."""
-        worker = {"lease": lease, **sections.pop("worker", {})}
+        worker = {"lease": lease or self.stores.lease, **sections.pop("worker", {})}
         redis = {"delayed_tasks_poll_period": 50, **sections.pop("redis", {})}
         settings = Settings.parse({"worker": worker, "redis": redis, **sections})
         server = Server(broker=self.stores.broker, backend=self.stores.backend, settings=settings)

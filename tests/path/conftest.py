@@ -14,8 +14,8 @@ from tests.path.bench import Bench, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
-SERVICES = ("sqs+redis", "rabbit+redis")
-"""Brokers that have no results of their own. They are slower, so that not every test runs on them."""
+FAR = ("rabbit+redis", "sqs+redis")
+"""Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
 
@@ -49,16 +49,28 @@ def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*KINDS, *SERVICES, "eager"))
+@pytest.fixture(params=(*KINDS, *FAR, "eager"))
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """As ``stores``, on brokers without results too, and eager too."""
+    """As ``everywhere``, and eager too."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=(*KINDS, *FAR))
+def everywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """As ``stores``, and on every other broker."""
+    return stores_of(request.param, request, tmp_path)
+
+
+@pytest.fixture(params=FAR)
+def far(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of a broker that is a service of its own kind, and of a backend."""
     return stores_of(request.param, request, tmp_path)
 
 
 @pytest_asyncio.fixture
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Makes servers on the pair that the test asks for; closes them at its end."""
-    names = ("stores", "one_store", "durable", "shared_store", "anywhere")
+    names = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far")
     asked = next(name for name in names if name in request.fixturenames)
     bench = Bench(request.getfixturevalue(asked))
     yield bench

@@ -98,7 +98,7 @@ async def agrees(handle: Any, expected: Computed) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_every_nesting_comes_to_what_plain_python_does(stores: Stores, bench: Bench, workers: int) -> None:
+async def test_every_nesting_comes_to_what_plain_python_does(everywhere: Stores, bench: Bench, workers: int) -> None:
     async with at_work(bench, workers) as (server, steps):
         handles = {name: await server.send(steps.built(shape)) for name, shape in NESTINGS.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}

@@ -138,7 +138,7 @@ class Crew:
         self._processes: list[WorkerProcess] = []
 
     def start(
-        self, *, crash_at: int = 0, lease: float = 2.0, worker: dict[str, Any] | None = None, **options: Any
+        self, *, crash_at: int = 0, lease: float | None = None, worker: dict[str, Any] | None = None, **options: Any
     ) -> WorkerProcess:
         """One more worker. ``crash_at`` makes it die before its n-th call of a store; ``options`` are those of
         ``Worker``, ``worker`` is that section of the settings."""
@@ -147,12 +147,17 @@ class Crew:
             "backend": self.stores.backend,
             "ledger": str(self.ledger.folder),
             "crash_at": crash_at,
-            "settings": {"worker": {"lease": lease, **(worker or {})}},
+            "settings": {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
             "worker": options,
         }
         process = subprocess.Popen([sys.executable, "-m", "tests.path.workers", json.dumps(asked)], cwd=ROOT)
         self._processes.append(WorkerProcess(process))
         return self._processes[-1]
+
+    @property
+    def running(self) -> list[WorkerProcess]:
+        """Those that have not ended."""
+        return [each for each in self._processes if each.process.poll() is None]
 
     def stop(self) -> None:
         for each in self._processes:
