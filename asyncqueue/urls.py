@@ -19,8 +19,13 @@ from asyncqueue.redact import redact_url
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """Where the classes of a scheme are, and the extra that brings their client library."""
+    """Where the classes of a scheme are, and the extra that brings their client library.
 
+    ``service`` is what it leads to, for people, and ``example`` a URL of its broker as the documentation has it.
+    """
+
+    service: str
+    example: str
     broker: str | None
     backend: str | None
     lock: str | None
@@ -28,20 +33,35 @@ class Driver:
 
 
 _REDIS = Driver(
-    "asyncqueue.brokers.redis:RedisBroker", "asyncqueue.backends.redis:RedisBackend", "asyncqueue.locks.redis:RedisLock"
+    "Redis",
+    "redis://localhost:6379/0",
+    "asyncqueue.brokers.redis:RedisBroker",
+    "asyncqueue.backends.redis:RedisBackend",
+    "asyncqueue.locks.redis:RedisLock",
 )
 _SQLITE = Driver(
+    "SQLite",
+    "sqlite:///tasks.db",
     "asyncqueue.brokers.sqlite:SqliteBroker",
     "asyncqueue.backends.sqlite:SqliteBackend",
     "asyncqueue.locks.sqlite:SqliteLock",
 )
 _MEMORY = Driver(
+    "memory",
+    "memory://",
     "asyncqueue.brokers.memory:MemoryBroker",
     "asyncqueue.backends.memory:MemoryBackend",
     "asyncqueue.locks.memory:MemoryLock",
 )
-_AMQP = Driver("asyncqueue.brokers.amqp:AmqpBroker", None, None, extra="amqp")
-_SQS = Driver("asyncqueue.brokers.sqs:SqsBroker", None, None, extra="aws")
+_AMQP = Driver("RabbitMQ", "amqp://localhost/", "asyncqueue.brokers.amqp:AmqpBroker", None, None, extra="amqp")
+_SQS = Driver(
+    "Amazon SQS",
+    "https://sqs.eu-west-1.amazonaws.com/123456789012",
+    "asyncqueue.brokers.sqs:SqsBroker",
+    None,
+    None,
+    extra="aws",
+)
 
 DRIVERS: Mapping[str, Driver] = {
     "sqlite": _SQLITE,

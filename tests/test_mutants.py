@@ -423,6 +423,13 @@ class RequeueLeavesTheEntry(MemoryBroker):
         return count
 
 
+@noticed_by(InspectorContract.test_what_a_service_cannot_show_is_refused_in_words)
+class SaysThatItCannotShowWhatItShows(MemoryBroker):
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, refused=frozenset({"peek"}))
+
+
 @noticed_by(InspectorContract.test_the_dead_letter_shows_its_entries_oldest_first)
 class DeadShowsTheNewestFirst(MemoryBroker):
     async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
@@ -1635,7 +1642,6 @@ class OnMemory:
         self.store = MemoryStore()
         self.clock = ManualClock()
         self.patience = patience
-        self.knows_priorities = True
         self._mutant = mutant or object
 
     async def advance(self, seconds: float) -> None:

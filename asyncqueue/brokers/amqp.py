@@ -127,9 +127,15 @@ class AmqpBroker:
 
     @property
     def capabilities(self) -> Capabilities:
-        counts = self._topology.queue_arguments.get("x-queue-type") == "quorum"
+        arguments = self._topology.queue_arguments
         return Capabilities(
-            lease=None, max_delay=float(MAX_DELAY - 1), max_batch=MAX_BATCH, ordered=True, counts_deliveries=counts
+            lease=None,
+            max_delay=float(MAX_DELAY - 1),
+            max_batch=MAX_BATCH,
+            ordered=True,
+            counts_deliveries=arguments.get("x-queue-type") == "quorum",
+            priorities="x-max-priority" in arguments,
+            refused=frozenset({"queues", "peek", "delayed"}),
         )
 
     @property

@@ -58,6 +58,8 @@ class Capabilities:
     ``max_delay`` is the longest ``not_before`` ahead of now (seconds) that one publish or nack can ask for.
     ``max_batch`` is the most messages or deliveries that one verb takes. ``ordered``: messages of a queue come in the
     order they were published while nothing fails. ``counts_deliveries``: ``Delivery.attempt`` can be relied on.
+    ``priorities``: of what is ready, a higher ``Message.priority`` comes first. ``refused`` are those verbs of
+    ``Inspector`` that are always ``Refused``, since the service cannot show that.
     """
 
     lease: float | None
@@ -65,6 +67,8 @@ class Capabilities:
     max_batch: int
     ordered: bool
     counts_deliveries: bool
+    priorities: bool = False
+    refused: frozenset[str] = frozenset()
 
 
 class Broker(Protocol):
@@ -196,7 +200,7 @@ class QueueDepth:
 class Inspector(Protocol):
     """Looking at a broker, for the CLI and dashboards. Nothing here takes a message from a worker.
 
-    What a service cannot show is ``Refused``, in words.
+    What a service cannot show is ``Refused``, in words; ``Capabilities.refused`` says which verbs those are.
     """
 
     async def queues(self) -> Sequence[str]:

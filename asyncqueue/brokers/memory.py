@@ -54,7 +54,12 @@ class MemoryBroker:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            lease=self._lease, max_delay=math.inf, max_batch=sys.maxsize, ordered=True, counts_deliveries=True
+            lease=self._lease,
+            max_delay=math.inf,
+            max_batch=sys.maxsize,
+            ordered=True,
+            counts_deliveries=True,
+            priorities=True,
         )
 
     @property

@@ -67,7 +67,12 @@ class SqliteBroker:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            lease=self._lease, max_delay=math.inf, max_batch=MAX_BATCH, ordered=True, counts_deliveries=True
+            lease=self._lease,
+            max_delay=math.inf,
+            max_batch=MAX_BATCH,
+            ordered=True,
+            counts_deliveries=True,
+            priorities=True,
         )
 
     @property

@@ -125,7 +125,12 @@ class SqsBroker:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            lease=float(self._lease), max_delay=MAX_DELAY, max_batch=MAX_BATCH, ordered=False, counts_deliveries=True
+            lease=float(self._lease),
+            max_delay=MAX_DELAY,
+            max_batch=MAX_BATCH,
+            ordered=False,
+            counts_deliveries=True,
+            refused=frozenset({"peek", "delayed"}),
         )
 
     @property

@@ -30,9 +30,6 @@ class BrokerContract(BrokerSuite):
     knows_tokens: bool = True
     """Whether the service can tell a repeated publish."""
 
-    knows_priorities: bool = False
-    """Whether the service shows messages of a higher priority first."""
-
     uncounted_nacks: bool = True
     """Whether the service lets a showing that was given back not count."""
 
@@ -129,7 +126,7 @@ class BrokerContract(BrokerSuite):
         assert names(await self.fetch_until(6)) == list("abcdef")
 
     async def test_messages_of_a_higher_priority_come_first(self) -> None:
-        if not self.knows_priorities:
+        if not self.broker.capabilities.priorities:
             pytest.skip("the service knows no priorities")
         priorities = {"low": 0, "high": 255, "middle": 7, "low-2": 0, "high-2": 255}
         await self.broker.publish([self.message(name, priority=number) for name, number in priorities.items()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import pytest
@@ -23,16 +23,11 @@ class InspectedBroker(Broker, Inspector, Protocol):
 class InspectorContract(BrokerSuite):
     """For brokers that are inspectors too; ``make_broker`` as in ``BrokerContract``."""
 
-    shows_messages: bool = True
-    """Whether the service shows ready messages to who does not take them; else ``peek`` raises ``Refused``."""
-
-    shows_delayed: bool = True
-    """Whether the service shows messages that are not due; else ``delayed`` raises ``Refused``."""
-
     async def test_the_broker_says_that_it_is_an_inspector(self) -> None:
         assert isinstance(self.broker, Inspector)
 
     async def test_queues_are_sorted_and_a_dead_letter_is_not_one(self) -> None:
+        self._needs("queues")
         await self.broker.publish([self.message("a", queue=self.other_queue), self.message("b")])
         await self._bury("c")
         await self.publish("d")
@@ -56,7 +51,7 @@ class InspectorContract(BrokerSuite):
     async def test_a_queue_that_nobody_knows_is_empty(self) -> None:
         inspector = self.inspector()
         assert await inspector.depth("never-used") == QueueDepth("never-used", ready=0, held=0, delayed=0, dead=0)
-        if self.shows_messages:
+        if self._shows("peek"):
             assert list(await inspector.peek("never-used", 10)) == []
         assert list(await inspector.dead("never-used", 10)) == []
         assert await inspector.purge("never-used") == 0
@@ -64,7 +59,7 @@ class InspectorContract(BrokerSuite):
         assert await inspector.drop("never-used", ["1"]) == 0
 
     async def test_peek_shows_ready_messages_next_first(self) -> None:
-        self._needs_a_look_at_messages()
+        self._needs("peek")
         await self.publish(*"abcde")
         assert self._called(await self.inspector().peek(self.queue, 10)) == list("abcde")
         assert self._called(await self.inspector().peek(self.queue, 2)) == ["a", "b"]
@@ -73,20 +68,20 @@ class InspectorContract(BrokerSuite):
         assert list(await self.inspector().peek(self.queue, 2, 5)) == []
 
     async def test_peek_shows_neither_what_is_held_nor_what_is_delayed(self) -> None:
-        self._needs_a_look_at_messages()
+        self._needs("peek")
         await self.publish("held", "ready")
         await self.fetch_until(1)
         await self.broker.publish([self.message("later", not_before=self.now() + HOUR)])
         assert self._called(await self.inspector().peek(self.queue, 10)) == ["ready"]
 
     async def test_peek_shows_what_comes_next_after_something_was_given_back(self) -> None:
-        self._needs_a_look_at_messages()
+        self._needs("peek")
         await self.publish("a", "b")
         await self.broker.nack(await self.fetch_until(1))
         assert self._called(await self.inspector().peek(self.queue, 10)) == ["a", "b"]
 
     async def test_delayed_shows_all_queues_soonest_first_with_due_times(self) -> None:
-        self._needs_a_look_at_delayed()
+        self._needs("delayed")
         start = self.now()
         await self.broker.publish(
             [
@@ -104,7 +99,7 @@ class InspectorContract(BrokerSuite):
         assert list(await self.inspector().delayed(5, 2)) == delayed[2:]
 
     async def test_delayed_shows_what_was_given_back_with_a_delay(self) -> None:
-        self._needs_a_look_at_delayed()
+        self._needs("delayed")
         await self.publish("a")
         await self.broker.nack(await self.fetch_until(1), delay=HOUR)
         ((due, body),) = await self.inspector().delayed(10)
@@ -118,11 +113,12 @@ class InspectorContract(BrokerSuite):
         await self.publish("a", "b", "c")
         (held,) = await self.fetch_until(1)
         for _ in range(2):
-            await inspector.queues()
+            if self._shows("queues"):
+                await inspector.queues()
             await inspector.depth(self.queue)
-            if self.shows_messages:
+            if self._shows("peek"):
                 await inspector.peek(self.queue, 10)
-            if self.shows_delayed:
+            if self._shows("delayed"):
                 await inspector.delayed(10)
             await inspector.dead(self.queue, 10)
         assert list(await self.broker.extend([held])) == []
@@ -131,13 +127,18 @@ class InspectorContract(BrokerSuite):
         assert [delivery.attempt for delivery in taken] == [1, 1]
 
     async def test_what_a_service_cannot_show_is_refused_in_words(self) -> None:
+        inspector = self.inspector()
+        looks: dict[str, Callable[[], Awaitable[object]]] = {
+            "queues": inspector.queues,
+            "peek": lambda: inspector.peek(self.queue, 10),
+            "delayed": lambda: inspector.delayed(10),
+        }
+        refused = self.broker.capabilities.refused
+        assert refused <= looks.keys(), "every broker can do what the rest is"
         await self.publish("a")
-        if not self.shows_messages:
+        for verb in sorted(refused):
             with pytest.raises(Refused, match=r"\w+ \w+"):
-                await self.inspector().peek(self.queue, 10)
-        if not self.shows_delayed:
-            with pytest.raises(Refused, match=r"\w+ \w+"):
-                await self.inspector().delayed(10)
+                await looks[verb]()
 
     async def test_purge_drops_what_is_ready_and_nothing_else(self) -> None:
         inspector = self.inspector()
@@ -232,13 +233,12 @@ class InspectorContract(BrokerSuite):
         await self.broker.bury(await self.fetch_until(1), "reason", "error")
         return list(await self.inspector().dead(self.queue, 100))[-1]
 
-    def _needs_a_look_at_messages(self) -> None:
-        if not self.shows_messages:
-            pytest.skip("the service shows a message only to who takes it")
+    def _shows(self, verb: str) -> bool:
+        return verb not in self.broker.capabilities.refused
 
-    def _needs_a_look_at_delayed(self) -> None:
-        if not self.shows_delayed:
-            pytest.skip("the service shows no message before it is due")
+    def _needs(self, verb: str) -> None:
+        if not self._shows(verb):
+            pytest.skip(f"the service cannot show what `{verb}` asks for")
 
     def _called(self, bodies: Sequence[bytes]) -> list[str]:
         return [decode_signature(body).name for body in bodies]

@@ -53,12 +53,10 @@ class OnMemory:
 
 
 class TestMemoryBroker(OnMemory, BrokerContract):
-    knows_priorities = True
+    pass
 
 
 class TestMemoryBrokerWithoutLease(OnMemory, BrokerContract):
-    knows_priorities = True
-
     async def make_broker(self) -> MemoryBroker:
         return MemoryBroker(self.store, clock=self.clock)
 

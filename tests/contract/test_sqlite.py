@@ -62,8 +62,6 @@ class BrokerOnFile(OnFile):
 
 
 class TestSqliteBroker(BrokerOnFile, BrokerContract):
-    knows_priorities = True
-
     async def make_unreachable(self) -> SqliteBroker:
         return SqliteBroker(self.locked, busy_timeout=0.05)
 

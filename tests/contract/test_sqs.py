@@ -34,8 +34,6 @@ class OnSqs(BrokerSuite):
 
     delay = 1.0
     knows_tokens = False
-    shows_messages = False
-    shows_delayed = False
     ending = ""
 
     @pytest.fixture

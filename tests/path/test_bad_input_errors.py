@@ -114,7 +114,7 @@ def test_what_is_no_url_of_ours_is_refused_at_once(url: str) -> None:
 
 
 def test_a_missing_client_library_is_told_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = urls.Driver("a_library_that_is_not_there:Broker", None, None, extra="amqp")
+    absent = urls.Driver("RabbitMQ", "amqp://", "a_library_that_is_not_there:Broker", None, None, extra="amqp")
     monkeypatch.setitem(urls.DRIVERS, "amqp", absent)
     with pytest.raises(ConfigError, match=r"needs a_library_that_is_not_there: install asyncqueue\[amqp\]"):
         urls.broker_for(f"amqp://guest:{CANARY}@h/", Settings())
