@@ -24,6 +24,7 @@ from redis.retry import Retry
 from tests import blocking, matrix
 from tests.services import (
     ElasticServer,
+    PubSubServer,
     Rabbit,
     RabbitServer,
     RedisServer,
@@ -59,7 +60,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_sessionfinish() -> None:
     """Whatever became of the tests, nothing is left behind."""
-    _SHARED_RABBIT.kill()
     _SHARED_RABBIT.stop()
 
 
@@ -168,6 +168,24 @@ def sqs_url(shared_sqs: str, sqs_client: Any) -> Iterator[str]:
     for url in sqs_client.list_queues().get("QueueUrls", ()):
         if url not in before:
             sqs_client.delete_queue(QueueUrl=url)
+
+
+@pytest.fixture(scope="session")
+def shared_pubsub() -> Iterator[str]:
+    """``host:port`` of one Pub/Sub for the whole session: that of ``PUBSUB_EMULATOR_HOST``, or a pstest of our own."""
+    if host := os.environ.get("PUBSUB_EMULATOR_HOST"):
+        wait_until_reachable(f"//{host}")
+        yield host
+        return
+    server = _start(PubSubServer())
+    yield server.host
+    server.stop()
+
+
+@pytest.fixture
+def pubsub_url(shared_pubsub: str) -> str:
+    """``gcppubsub://project/subscription?emulator=…``: a project for this test alone."""
+    return f"gcppubsub://test-{secrets.token_hex(6)}/workers?emulator={shared_pubsub}"
 
 
 @pytest.fixture

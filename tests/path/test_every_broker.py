@@ -143,7 +143,7 @@ async def test_a_message_that_kills_its_workers_ends_in_the_dead_letter_and_take
         await poison.get(PATIENCE)
     await all_succeed(others)
     ended = True
-    (entry,) = await server.dead()
+    (entry,) = await eventually(server.dead)
     assert entry.reason == "max_deliveries"
     assert poison.task_id.encode() in entry.body
     assert ledger.counts("S")[poison.task_id] == limit

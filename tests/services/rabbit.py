@@ -48,16 +48,20 @@ class Rabbit:
 class RabbitServer(Server):
     """A RabbitMQ node of our own, with its own cookie, port mapper and ports.
 
-    ``tls`` adds a TLS port with certificates made for it. ``options`` are further lines of its configuration. Its
-    management API answers on ``management_port``, as guest.
+    ``tls`` adds a TLS port with certificates made for it. ``options`` are further lines of its configuration.
+    ``joins`` is a node that runs and whose cluster this one is to be in. Its management API answers on
+    ``management_port``, as guest.
     """
 
     name = "rabbitmq-server"
     scripts = Path("/usr/lib/rabbitmq/bin")
 
-    def __init__(self, *, tls: bool = False, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, tls: bool = False, options: Mapping[str, str] | None = None, joins: RabbitServer | None = None
+    ) -> None:
         super().__init__()
         self.tls = tls
+        self.joins = joins
         self.options = dict(options or {})
         self.port = 0
         self.tls_port = 0
@@ -65,6 +69,11 @@ class RabbitServer(Server):
         self._epmd_port = 0
         self._distribution_port = 0
         self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def node(self) -> str:
+        """What the node is called in its cluster."""
+        return f"t{self.port}@localhost"
 
     @property
     def url(self) -> str:
@@ -87,13 +96,14 @@ class RabbitServer(Server):
         if self.tls:
             make_certificates(self.folder)
         self.port, self.management_port = free_port(), free_port()
-        self._epmd_port, self._distribution_port = free_port(), free_port()
+        self._epmd_port = self.joins._epmd_port if self.joins else free_port()
+        self._distribution_port = free_port()
         self.tls_port = free_port() if self.tls else 0
 
     def launch(self) -> None:
         if self._folder is None:
             self.prepare()
-        if self._epmd is None:
+        if self._epmd is None and self.joins is None:
             # of our own: the one that the node would start itself is shared by all and outlives it
             with self.log.with_name("epmd.log").open("ab") as log:
                 self._epmd = subprocess.Popen(
@@ -123,12 +133,19 @@ class RabbitServer(Server):
                 "ssl_options.certfile": str(self.folder / "server.crt"),
                 "ssl_options.keyfile": str(self.folder / "server.key"),
             }
+        if self.joins:
+            settings |= {
+                "cluster_formation.peer_discovery_backend": "classic_config",
+                "cluster_formation.classic_config.nodes.1": self.joins.node,
+                "cluster_formation.classic_config.nodes.2": self.node,
+            }
         lines = [f"{key} = {value}" for key, value in (settings | self.options).items()]
         (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
-            cookie.write_text(f"{random.getrandbits(128):032x}")
+            theirs = self.joins and self.joins.folder / cookie.name
+            cookie.write_text(theirs.read_text() if theirs else f"{random.getrandbits(128):032x}")
             cookie.chmod(0o400)
         # not the wrapper in PATH, which becomes another user and other folders
         return [str(self.scripts / "rabbitmq-server")]
@@ -141,7 +158,7 @@ class RabbitServer(Server):
             "HOME": str(folder),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._distribution_port),
@@ -182,7 +199,7 @@ class RabbitServer(Server):
         return done.stdout
 
     def stop(self) -> None:
-        self._end(signal.SIGTERM)
+        self._end(signal.SIGKILL)
         epmd, self._epmd = self._epmd, None
         if epmd is not None:
             epmd.kill()

@@ -197,7 +197,7 @@ class Server(ABC):
 
     def stop(self) -> None:
         """End it and remove its folder. Twice is no harm."""
-        self._end(signal.SIGTERM)
+        self._end(signal.SIGKILL)  # what it would write while it leaves in order goes with the folder
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
