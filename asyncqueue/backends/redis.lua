@@ -58,27 +58,15 @@ if key then return refusal(key, reason) end
 if groups.standing(group) ~= 'open' then return 0 end
 local left = groups.waited_for(group)
 if groups.is_complete(left) then return 0 end
-local json = redis.call('GET', group)
-local is_member, added = {}, {}
-for _, task in ipairs(groups.members(json)) do is_member[task] = true end
-for n = 3, #ARGV do
-  if not is_member[ARGV[n]] then
-    is_member[ARGV[n]] = true
-    added[#added + 1] = ARGV[n]
-  end
-end
-if #added > 0 then
-  -- it is not complete, so that it has members
-  local end_of_list = find(json, '"]', 1, true)
-  json = sub(json, 1, end_of_list) .. ',"' .. table.concat(added, '","') .. sub(json, end_of_list)
-  redis.call('SET', group, json, 'KEEPTTL')
-  push('SADD', left, added)
-end
-groups.prolong(group, milliseconds(ARGV[1], ARGV[2]))
+local added = {}
+for n = 3, #ARGV do added[#added + 1] = ARGV[n] end
+groups.append(group, left, added, milliseconds(ARGV[1], ARGV[2]))
 return 1
 
 --@ claim
--- KEYS: group   ARGV: EX or PX, keep, owner, ttl ms, the entry of a group that has none
+-- KEYS: group   ARGV: EX or PX, keep, owner, ttl ms, the entry of a group that has none, mutex
+-- mutex: "look" whether somebody has the mutex of Go's workers; on a cluster, where it is out of reach, the caller has to
+-- have it: "mine", or "none"
 -- Returns mine, taken, sent or busy.
 local groups = group_verbs()
 local group, owner, claim, now = KEYS[1], ARGV[3], groups.companion(KEYS[1], 'claim'), clock()
@@ -91,8 +79,8 @@ if stands == 'triggered' then
 elseif stands == 'claimed' then
   local ends, whose = match(claimed, '^(%d+):(.*)$')
   if ends and whose ~= owner and tonumber(ends) > now then return 'taken' end
-  groups.prolong(group, milliseconds(ARGV[1], ARGV[2]))
-elseif redis.call('EXISTS', groups.mutex) == 1 then
+  groups.prolong_group(group, milliseconds(ARGV[1], ARGV[2]))
+elseif ARGV[6] == 'none' or ARGV[6] == 'look' and redis.call('EXISTS', groups.mutex) == 1 then
   return 'busy'
 else
   groups.trigger(group, ARGV[5], ARGV[1], ARGV[2])

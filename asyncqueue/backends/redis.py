@@ -6,28 +6,25 @@ another one when they are written, by whomever. Where a server does not do that,
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 from collections.abc import AsyncIterator, Hashable, Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.connections.redis import (
-    CONNECT_TIMEOUT,
     MAX_CONNECTIONS,
-    REPLY_TIMEOUT,
-    Channel,
-    RedisLink,
-    Reply,
+    Options,
     Word,
     expiry,
     kept_from,
-    parse_url,
+    raise_first,
     read_scripts,
     tombstone,
 )
-from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
+from asyncqueue.connections.redis_link import link_to, reconnect
+from asyncqueue.connections.redis_spread import SpreadGroups
+from asyncqueue.connections.redis_tracking import POLLED, Tracking
+from asyncqueue.errors import Unavailable
 from asyncqueue.rfc3339 import ZERO
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState
@@ -41,24 +38,15 @@ from asyncqueue.wire import (
     encode_state_around_created_at,
 )
 
-POLLED = 0.01, 0.25
-"""First and longest pause (seconds) between looks while nobody tells us of writes."""
-
-TOLD = 2.0, 10.0
-"""The same while the server tells us: for the connection that died without a word."""
-
-RECONNECT = 0.1, 5.0
-"""First and longest pause (seconds) before the server is asked again to tell us."""
-
 _SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "backends/redis.lua")
-_CHANNEL = "__redis__:invalidate"
 
 
 class RedisBackend:
-    """States on one Redis server; see ``asyncqueue.backends.base`` for what each verb promises.
+    """States on Redis: a server, a master that sentinels watch, or a cluster.
 
-    ``url`` and ``tls`` as for the broker. ``results_expire_in`` is how long (seconds) an entry is kept after its last
-    write. ``max_connections`` bounds those that are in use at once; two more listen while somebody waits.
+    See ``asyncqueue.backends.base`` for what each verb promises. ``url`` and ``options`` as for the broker.
+    ``results_expire_in`` is how long (seconds) an entry is kept after its last write. ``max_connections`` bounds those
+    that are in use at once; two more, to each server, listen while somebody waits.
     """
 
     def __init__(
@@ -66,36 +54,28 @@ class RedisBackend:
         url: str,
         *,
         results_expire_in: float = 3600.0,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        reply_timeout: float = REPLY_TIMEOUT,
-        tls: ssl.SSLContext | None = None,
-        client_name: str = "",
         max_connections: int = MAX_CONNECTIONS,
+        **options: Unpack[Options],
     ) -> None:
-        self._link = RedisLink(
-            parse_url(url, tls),
-            connect_timeout=connect_timeout,
-            reply_timeout=reply_timeout,
-            max_connections=max_connections,
-            client_name=client_name,
-        )
+        self._link = link_to(url, options, max_connections=max_connections)
+        self._spread = SpreadGroups(self._link, _SCRIPTS["claim"]) if self._link.is_spread else None
         self.results_expire_in = results_expire_in
         self._waiters: Waiters | None = None
-        self._tracking: _Tracking | None = None
+        self._tracking: Tracking | None = None
 
     @property
     def address(self) -> str:
-        return str(self._link.address)
+        return self._link.address
 
     def connect_with(self, url: str, **options: Any) -> None:
-        self._link.connect_with(url, **options)
+        reconnect(self._link, url, cast(Options, options))
 
     async def open(self) -> None:
         await self._link.open()
         if self._waiters is None:
             shortest, longest = POLLED
             self._waiters = Waiters(self._look, shortest=shortest, longest=longest)
-            self._tracking = _Tracking(self._link, self._waiters)
+            self._tracking = Tracking(self._link, self._waiters)
 
     async def close(self) -> None:
         waiters, self._waiters = self._waiters, None
@@ -107,38 +87,32 @@ class RedisBackend:
         await self._link.close()
 
     async def identity(self) -> Hashable:
-        facts = await self._link.look()
-        return ("redis", facts.run_id, self._link.address.db)
+        return await self._link.identity("results")
 
     async def begin(self, states: Sequence[TaskState]) -> None:
-        await self._write([(state, "b") for state in states])
+        await self._put([(state, "b") for state in states])
 
     async def put(self, states: Sequence[TaskState]) -> None:
-        await self._write([(state, _mode(state)) for state in states])
+        await self._put([(state, _mode(state)) for state in states])
 
     async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:
-        return _states(await self._link.call("MGET", *task_ids)) if task_ids else []
+        return _states(await self._read(task_ids))
 
     def watch(self, task_ids: Sequence[str]) -> AsyncIterator[tuple[str, TaskState | None]]:
-        if self._waiters is None or self._tracking is None:
+        if self._waiters is None:
             raise Unavailable(f"the connection to Redis at {self.address} is closed")
-        self._tracking.begin()
         return self._waiters.watch(task_ids)
 
     async def forget(self, task_ids: Sequence[str]) -> None:
-        if task_ids:
-            await self._link.call("UNLINK", *task_ids)
+        parts = self._link.parts(task_ids)
+        raise_first(await self._link.pipeline([("UNLINK", *(task_ids[at] for at in part)) for part in parts]))
 
     async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
-        args: list[Word] = [*expiry(self.results_expire_in)]
-        for group in groups:
-            args += (encode_group(group), kept_from(group.not_before))
-        if groups:
-            await self._link.run(_SCRIPTS["open"], [group.group_uuid for group in groups], args)
+        words = [(encode_group(group), kept_from(group.not_before)) for group in groups]
+        await self._write("open", [group.group_uuid for group in groups], words)
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
-        reply = await self._link.call("MGET", *group_ids) if group_ids else []
-        found = [None if data is None else decode_group(data) for data in reply]
+        found = [None if data is None else decode_group(data) for data in await self._read(group_ids)]
         return [  # what is at a UUID may also be a task
             group if group is not None and group.group_uuid == group_id else None
             for group_id, group in zip(group_ids, found, strict=True)
@@ -147,32 +121,40 @@ class RedisBackend:
     async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
         if not members:
             return []
+        if self._spread is not None:
+            return await self._spread.finish(members)
         groups, tasks = [member.group_id for member in members], [member.task_id for member in members]
-        return [Progress(word.decode()) for word in await self._link.run(_SCRIPTS["finish"], groups, tasks)]
+        words = await self._link.run(_SCRIPTS["finish"], groups, tasks, to_last=True)
+        return [Progress(word.decode()) for word in words]
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
-        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), (*expiry(self.results_expire_in), *task_ids)))
+        if self._spread is not None:
+            return await self._spread.add(group_id, task_ids, self.results_expire_in)
+        args: list[Word] = [*expiry(self.results_expire_in), *task_ids]
+        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), args, to_last=True))
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
-        args = (*expiry(self.results_expire_in), owner, round(ttl * 1000), tombstone(group_id))
-        return GroupClaim((await self._link.run(_SCRIPTS["claim"], (group_id,), args)).decode())
+        if self._spread is not None:
+            return await self._spread.claim(group_id, owner, ttl, self.results_expire_in)
+        args = (*expiry(self.results_expire_in), owner, round(ttl * 1000), tombstone(group_id), "look")
+        return GroupClaim((await self._link.run(_SCRIPTS["claim"], (group_id,), args, to_last=True)).decode())
 
     async def mark_group_sent(self, group_id: str) -> None:
         args = (*expiry(self.results_expire_in), tombstone(group_id))
-        await self._link.run(_SCRIPTS["sent"], (group_id,), args)
+        await self._link.run(_SCRIPTS["sent"], (group_id,), args, to_last=True)
 
     async def put_plans(self, plans: Sequence[Plan]) -> None:
-        args: list[Word] = [*expiry(self.results_expire_in)]
-        for plan in plans:
-            args += ("b", encode_plan(plan), "", kept_from(plan.not_before))
-        if plans:
-            await self._link.run(_SCRIPTS["put"], [plan.plan_id for plan in plans], args)
+        words = [("b", encode_plan(plan), "", kept_from(plan.not_before)) for plan in plans]
+        await self._write("put", [plan.plan_id for plan in plans], words)
 
     async def get_plans(self, plan_ids: Sequence[str]) -> Sequence[Plan | None]:
-        reply = await self._link.call("MGET", *plan_ids) if plan_ids else []
-        return [None if data is None else decode_plan(name, data) for name, data in zip(plan_ids, reply, strict=True)]
+        found = zip(plan_ids, await self._read(plan_ids), strict=True)
+        return [None if data is None else decode_plan(name, data) for name, data in found]
 
     async def touch(self, families: Sequence[Sequence[str]], not_before: float | None = None) -> None:
+        if self._spread is not None:
+            await self._spread.touch(families, not_before, self.results_expire_in)
+            return
         args: list[Word] = [*expiry(self.results_expire_in), kept_from(not_before)]
         for family in families:
             if family:
@@ -180,91 +162,40 @@ class RedisBackend:
         if any(families):
             await self._link.run(_SCRIPTS["touch"], (), args)
 
-    async def _write(self, states: Sequence[tuple[TaskState, str]]) -> None:
-        args: list[Word] = [*expiry(self.results_expire_in)]
+    async def _put(self, states: Sequence[tuple[TaskState, str]]) -> None:
+        words: list[tuple[Word, ...]] = []
         for state, mode in states:
             if mode in "bo" or state.created_at != ZERO:
-                args += (mode, encode_state(state), "", kept_from(state.not_before))
+                words.append((mode, encode_state(state), "", kept_from(state.not_before)))
             else:
-                args += (mode, *encode_state_around_created_at(state), kept_from(state.not_before))
-        if states:
-            await self._link.run(_SCRIPTS["put"], [state.task_uuid for state, _ in states], args)
+                words.append((mode, *encode_state_around_created_at(state), kept_from(state.not_before)))
+        await self._write("put", [state.task_uuid for state, _ in states], words)
+
+    async def _write(self, script: str, keys: Sequence[str], words: Sequence[tuple[Word, ...]]) -> None:
+        """Run a script on keys, with some words for each of them, once for each part that lies together."""
+        kept = expiry(self.results_expire_in)
+        calls = [
+            (_SCRIPTS[script], [keys[at] for at in part], [*kept, *(word for at in part for word in words[at])])
+            for part in self._link.parts(keys)
+        ]
+        if calls:
+            raise_first(await self._link.run_each(calls, to_last=True))
+
+    async def _read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """What is at the keys, in their order."""
+        found: list[bytes | None] = [None] * len(keys)
+        parts = self._link.parts(keys)
+        replies = await self._link.pipeline([("MGET", *(keys[at] for at in part)) for part in parts])
+        raise_first(replies)
+        for part, reply in zip(parts, replies, strict=True):
+            for at, data in zip(part, reply, strict=True):
+                found[at] = data
+        return found
 
     async def _look(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:
         """``get`` for those who wait: reading is what makes the server tell us of the next write."""
-        reply = None if self._tracking is None else await self._tracking.read(task_ids)
-        return await self.get(task_ids) if reply is None else _states(reply)
-
-
-class _Tracking:
-    """Two connections: what was read through the one, the server reports to the other when it is written.
-
-    The report goes to a connection of protocol 2 that listens and does nothing else; both end together.
-    """
-
-    def __init__(self, link: RedisLink, waiters: Waiters) -> None:
-        self._link = link
-        self._waiters = waiters
-        self._listener: Channel | None = None
-        self._reader: Channel | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def begin(self) -> None:
-        """Start listening, if that has not happened yet."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._listen_for_ever())
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def read(self, task_ids: Sequence[str]) -> Reply | None:
-        """What the keys hold; None where nobody listens. Called by one task at a time."""
-        reader = self._reader
-        if reader is None:
-            return None
-        try:
-            return await reader.call("MGET", *task_ids)
-        except Unavailable:
-            self._reader = None
-            if self._listener is not None:
-                await self._listener.close(nowait=True)  # may be as dead, and would not notice: it only listens
-            return None
-
-    async def _listen_for_ever(self) -> None:
-        pause, longest = RECONNECT
-        while True:
-            try:
-                await self._listen()
-            except Refused:
-                return  # this server does not tell: the waiters poll
-            except AsyncQueueError:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, longest)
-
-    async def _listen(self) -> None:
-        listener = self._listener = await self._link.channel()
-        try:
-            number = await listener.call("CLIENT", "ID")
-            await listener.call("SUBSCRIBE", _CHANNEL)
-            reader = await self._link.channel()
-            try:
-                await reader.call("CLIENT", "TRACKING", "ON", "REDIRECT", number)
-                self._reader = reader
-                self._waiters.pace(*TOLD)  # looks at everything again, through the reader now
-                while True:
-                    match await listener.receive():
-                        case [b"message", _, [*keys]]:
-                            self._waiters.changed([key.decode(errors="replace") for key in keys])
-                        case _:
-                            self._waiters.changed()  # the whole db was emptied
-            finally:
-                self._reader = None
-                self._waiters.pace(*POLLED)
-                await reader.close(nowait=True)
-        finally:
-            await listener.close(nowait=True)
+        found = None if self._tracking is None else await self._tracking.read(task_ids)
+        return await self.get(task_ids) if found is None else _states(found)
 
 
 def _mode(state: TaskState) -> str:

@@ -8,6 +8,8 @@
 -- {Q}:aq:inbox:W   LIST    where W's BLMOVE puts a message of Q; the next `take` finds it there
 -- {Q}:aq:dead      STREAM  the dead letter: reason, error, attempt, worker, body
 -- delayed_tasks    ZSET    messages with an ETA, as Machinery keeps them: bare JSON; score: due, ns
+-- {delayed_tasks}:aq:moving  ZSET  on a cluster: due messages on their way to a queue in another slot,
+--                          "<number>:<body>"; score: when they are given up as not having landed, ms
 --
 -- A message that changes hands between two of these does so inside one script.
 
@@ -67,6 +69,51 @@ end
 
 -- A script that only frees or moves must work when memory is full. From 7.0 on a flag says so; before, everything is
 -- let through once the script has written. So those scripts write something harmless, or something that frees, first.
+
+-- what scripts do with the delayed set, in one table: made by those that need it
+local function delayed_verbs(set, dead, size)
+  local time = redis.call('TIME')
+  local now = time[1] .. string.format('%06d000', time[2])
+
+  local function routing_key(body)
+    local key = match(body, '^{"UUID":"[^"\\]*","Name":"[^"\\]*","RoutingKey":"([^"\\]*)"')
+    if key then return key end
+    local ok, signature = pcall(cjson.decode, body)
+    if not ok or type(signature) ~= 'table' then return nil end
+    for name, value in pairs(signature) do
+      if type(name) == 'string' and string.lower(name) == 'routingkey' then key = value end
+    end
+    return type(key) == 'string' and key or nil
+  end
+
+  local function no_queue_for(queue, body)
+    bury(dead, size, 'wrong_key', 'its RoutingKey ' .. queue .. ' is no queue', '', '0:' .. body)
+  end
+
+  -- the queue of a message; where it has none it is buried
+  local function queue_of(body)
+    local queue = routing_key(body)
+    if not queue or queue == '' then
+      bury(dead, size, 'undecodable', 'a delayed message without a RoutingKey', '', '0:' .. body)
+    elseif find(queue, ':aq:', 1, true) then
+      no_queue_for(queue, body)
+    else
+      return queue
+    end
+  end
+
+  local function due(limit)
+    return redis.call('ZRANGEBYSCORE', set, '-inf', now, 'LIMIT', 0, limit)
+  end
+
+  -- ms until the next one is due, or -1
+  local function soonest()
+    local head = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
+    return head[2] and math.max(math.ceil((head[2] - now) / 1000000), 0) or -1
+  end
+
+  return {queue_of = queue_of, no_queue = no_queue_for, due = due, next = soonest}
+end
 
 --@ settle allow-oom
 -- Settles deliveries, each only if it is still held, and renews the leases of their workers.
@@ -385,7 +432,8 @@ return lost
 
 --@ publish
 -- KEYS: delayed set, once   ARGV: how long (ms) to remember the tokens (0: there are none), unique, tokens (one line per
--- message), then per message or run of messages: "p" queue count bodies, or "d" queue due later body
+-- message), then per message or run of messages: "p" queue count bodies, or "d" queue due later body, or "z" likewise
+-- where the queue is in another slot: it waits in the delayed set even if it is due
 -- A publish is repeated with the same tokens; a longer one that begins with the same token may be a repeat in part.
 local remember, unique, now = tonumber(ARGV[1]), ARGV[2], clock()
 local tokens = '\n' .. ARGV[3]
@@ -393,9 +441,13 @@ local before = remember > 0 and redis.call('GET', KEYS[2])
 if before == tokens then return 0 end
 local i = 4
 while i <= #ARGV do
-  local is_now = ARGV[i] == 'p'
-  local key, reason = no_way(ARGV[i + 1], is_now and '' or ARGV[i + 2], ARGV[i + 3], KEYS[1])
-  if key then return refusal(key, reason) end
+  local is_now, key, reason = ARGV[i] == 'p', KEYS[1], nil
+  if ARGV[i] == 'z' then
+    reason = unfit(key, 'zset')
+  else
+    key, reason = no_way(ARGV[i + 1], is_now and '' or ARGV[i + 2], ARGV[i + 3], KEYS[1])
+  end
+  if reason then return refusal(key, reason) end
   i = i + (is_now and 3 + ARGV[i + 2] or 5)
 end
 local is_done = {}
@@ -415,7 +467,10 @@ while i <= #ARGV do
     i = i + 3 + ARGV[i + 2]
   else
     n = n + 1
-    if not is_done[n] then
+    if is_done[n] then
+    elseif ARGV[i] == 'z' then
+      redis.call('ZADD', KEYS[1], ARGV[i + 2], ARGV[i + 4])
+    else
       send(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], KEYS[1], unique .. '.' .. i, now)
     end
     i = i + 5
@@ -539,32 +594,56 @@ return {moved, head[2] and math.max(head[2] - now, 0) or -1}
 -- KEYS: delayed set, its dead letter   ARGV: most entries to move, size of the dead letter
 -- Moves what is due to the queue that its RoutingKey names; what names none goes to the dead letter.
 -- Returns {entries moved, ms until the next one is due or -1}.
-local time = redis.call('TIME')
-local now = time[1] .. string.format('%06d000', time[2])
-
-local function routing_key(body)
-  local key = match(body, '^{"UUID":"[^"\\]*","Name":"[^"\\]*","RoutingKey":"([^"\\]*)"')
-  if key then return key end
-  local ok, signature = pcall(cjson.decode, body)
-  if not ok or type(signature) ~= 'table' then return nil end
-  for name, value in pairs(signature) do
-    if type(name) == 'string' and string.lower(name) == 'routingkey' then key = value end
-  end
-  return type(key) == 'string' and key or nil
-end
-
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+local delayed = delayed_verbs(KEYS[1], KEYS[2], ARGV[2])
+local due = delayed.due(ARGV[1])
 for _, body in ipairs(due) do
   redis.call('ZREM', KEYS[1], body)
-  local queue = routing_key(body)
-  if not queue or queue == '' then
-    bury(KEYS[2], ARGV[2], 'undecodable', 'a delayed message without a RoutingKey', '', '0:' .. body)
-  elseif find(queue, ':aq:', 1, true) or type(redis.pcall('RPUSH', queue, body)) == 'table' then
-    bury(KEYS[2], ARGV[2], 'wrong_key', 'its RoutingKey ' .. queue .. ' is no queue', '', '0:' .. body)
+  local queue = delayed.queue_of(body)
+  if queue and type(redis.pcall('RPUSH', queue, body)) == 'table' then delayed.no_queue(queue, body) end
+end
+return {#due, delayed.next()}
+
+--@ depart allow-oom
+-- KEYS: delayed set, those on their way, its dead letter   ARGV: most entries to move, size of the dead letter, unique,
+-- ms until they should have landed
+-- Notes what is due as being on its way to the queue that its RoutingKey names; what names none goes to the dead letter.
+-- What should have landed and did not is sent again, under the number that it had.
+-- Returns {ms until the next one is due or -1, queue, number, body, ...}.
+local delayed, now = delayed_verbs(KEYS[1], KEYS[3], ARGV[2]), clock()
+local found, lands = {-1}, now + ARGV[4]
+local function leave(number, body)
+  local queue = delayed.queue_of(body)
+  if not queue then return redis.call('ZREM', KEYS[2], number .. ':' .. body) end
+  redis.call('ZADD', KEYS[2], lands, number .. ':' .. body)
+  for _, word in ipairs({queue, number, body}) do found[#found + 1] = word end
+end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do leave(parts(member)) end
+for n, body in ipairs(delayed.due(ARGV[1])) do
+  leave(ARGV[3] .. '.' .. n, body)
+  redis.call('ZREM', KEYS[1], body)
+end
+found[1] = delayed.next()
+return found
+
+--@ land allow-oom
+-- KEYS: Q, per message what remembers it   ARGV: how long (ms) to remember, messages
+local reason = no_queue(KEYS[1])
+if reason then return refusal(KEYS[1], reason) end
+for n = 2, #KEYS do
+  if redis.call('SET', KEYS[n], '', 'PX', ARGV[1], 'NX') then redis.call('RPUSH', KEYS[1], ARGV[n]) end
+end
+return 1
+
+--@ arrived allow-oom
+-- KEYS: those on their way, dead letter of the delayed set   ARGV: size of that, then per message: number body error
+-- Crosses them out; those that cannot land go to the dead letter.
+for at = 2, #ARGV, 3 do
+  local is_here = redis.call('ZREM', KEYS[1], ARGV[at] .. ':' .. ARGV[at + 1]) == 1
+  if is_here and ARGV[at + 2] ~= '' then
+    bury(KEYS[2], ARGV[1], 'wrong_key', ARGV[at + 2], '', '0:' .. ARGV[at + 1])
   end
 end
-local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-return {#due, head[2] and math.max(math.ceil((head[2] - now) / 1000000), 0) or -1}
+return 1
 
 --@ release allow-oom
 -- KEYS: Q, proc, workers, again, inbox   ARGV: worker, "1" when something that it sent may still be under way

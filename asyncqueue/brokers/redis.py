@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-import ssl
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Self, TypeAlias, assert_never, cast
+from typing import Any, Self, TypeAlias, Unpack, assert_never, cast
 
 from asyncqueue.backends.base import Progress
 from asyncqueue.brokers.base import (
@@ -35,23 +34,24 @@ from asyncqueue.brokers.base import (
 )
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.redis import (
-    CONNECT_TIMEOUT,
     MAX_CONNECTIONS,
-    REPLY_TIMEOUT,
     Channel,
+    Elsewhere,
+    Options,
     OutOfMemory,
-    RedisLink,
     Reply,
     Script,
     ServerFacts,
     Word,
+    companion_prefix,
     expiry,
     kept_from,
-    parse_url,
+    raise_first,
     read_scripts,
     tombstone,
 )
-from asyncqueue.errors import AsyncQueueError, Unavailable
+from asyncqueue.connections.redis_link import link_to, reconnect
+from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
 from asyncqueue.rfc3339 import ZERO
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState
@@ -68,6 +68,10 @@ ANNOUNCE_EVERY = 60.0
 
 REMEMBER_TOKENS = 60.0
 """How long (seconds) a publish with a token can be repeated without adding a second copy."""
+
+LANDS_WITHIN = 30.0
+"""How long (seconds) whoever moves a due message to another node has for it before another may: less than a publish
+is remembered, so that it lands once."""
 
 REMEMBER_FENCED = 3_600.0
 """How long (seconds) after its fencing a worker's inbox is still looked at."""
@@ -89,6 +93,7 @@ _SETTLE, _TAKE = _SCRIPTS["settle"], _SCRIPTS["take"]
 _EXTEND, _RELEASE = _SCRIPTS["extend"], _SCRIPTS["release"]
 _PUBLISH, _SUBMIT = _SCRIPTS["publish"], _SCRIPTS["submit"]
 _TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
+_DEPART, _LAND, _ARRIVED = _SCRIPTS["depart"], _SCRIPTS["land"], _SCRIPTS["arrived"]
 
 _FENCED, _UNTOLD = 1, 2
 
@@ -115,12 +120,14 @@ class _Worker:
 
 
 class RedisBroker:
-    """A broker on one Redis server; see ``asyncqueue.brokers.base`` for what each verb promises.
+    """A broker on Redis: a server, a master that sentinels watch, or a cluster.
 
-    ``url`` is ``redis://``, ``rediss://`` or ``redis+socket://``; ``tls`` a context to use instead of the one that
-    the URL's options make. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is the
-    longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is looked
-    at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the
+    See ``asyncqueue.brokers.base`` for what each verb promises.
+
+    ``url`` is ``redis://``, ``rediss://`` or ``redis+socket://``; ``connections.redis.Options`` are further arguments,
+    which say how to connect. ``lease`` is how long (seconds) a silent worker keeps what it holds. ``normal_poll`` is
+    the longest (seconds) that one blocking command waits, ``delayed_poll`` how often (seconds) the delayed set is
+    looked at; both may be changed while the broker is open. A dead letter keeps about ``dead_letter_size`` entries, the
     youngest. ``max_connections`` bounds the connections in use at once; up to ``MAX_BLOCKED`` more wait for messages.
 
     After ``open``, ``warnings`` holds what is wrong with the server's settings, for people.
@@ -134,13 +141,10 @@ class RedisBroker:
         delayed_tasks_key: str = "delayed_tasks",
         normal_poll: float = 1.0,
         delayed_poll: float = 0.5,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        reply_timeout: float = REPLY_TIMEOUT,
-        tls: ssl.SSLContext | None = None,
-        client_name: str = "",
         max_connections: int = MAX_CONNECTIONS,
         dead_letter_size: int = 10_000,
         clock: Clock = SYSTEM_CLOCK,
+        **options: Unpack[Options],
     ) -> None:
         self._arguments: dict[str, Any] = {
             "url": url,
@@ -148,22 +152,12 @@ class RedisBroker:
             "delayed_tasks_key": delayed_tasks_key,
             "normal_poll": normal_poll,
             "delayed_poll": delayed_poll,
-            "connect_timeout": connect_timeout,
-            "reply_timeout": reply_timeout,
-            "tls": tls,
-            "client_name": client_name,
             "max_connections": max_connections,
             "dead_letter_size": dead_letter_size,
             "clock": clock,
+            **options,
         }
-        self._link = RedisLink(
-            parse_url(url, tls),
-            connect_timeout=connect_timeout,
-            reply_timeout=reply_timeout,
-            max_connections=max_connections,
-            client_name=client_name,
-            slow=lease / 2,
-        )
+        self._link = link_to(url, options, max_connections=max_connections, slow=lease / 2)
         self._lease = lease
         self._lease_ms = round(lease * 1000)
         self._delayed_key = delayed_tasks_key
@@ -184,7 +178,7 @@ class RedisBroker:
 
     @property
     def address(self) -> str:
-        return str(self._link.address)
+        return self._link.address
 
     async def open(self) -> None:
         facts = await self._link.open()
@@ -218,12 +212,11 @@ class RedisBroker:
         return twin
 
     def connect_with(self, url: str, **options: Any) -> None:
-        self._link.connect_with(url, **options)
+        reconnect(self._link, url, cast(Options, options))
         self._arguments |= {"url": url, **options}
 
     async def identity(self) -> Hashable:
-        facts = await self._link.look()
-        return ("redis", facts.run_id, self._link.address.db)
+        return await self._link.identity("queues")
 
     async def facts(self) -> ServerFacts:
         """What the server says of itself, now."""
@@ -234,19 +227,27 @@ class RedisBroker:
     async def publish(self, messages: Sequence[Message]) -> None:
         if not messages:
             return
+        await self._announce({message.queue for message in messages})
+        keys: list[Word] = [self._slot_key(message) for message in messages]
+        calls = [self._publishing([messages[at] for at in part], keys[part[0]]) for part in self._link.parts(keys)]
+        raise_first(await self._link.run_each(calls, to_last=True))
+
+    def _publishing(self, messages: Sequence[Message], key: Word) -> tuple[Script, Sequence[Word], Sequence[Word]]:
+        """The call that publishes messages whose keys lie in one slot: that of this key."""
         token = next((message.token for message in messages if message.token), "")
         tokens = "".join(f"{message.token}\n" for message in messages) if token else ""
         args: list[Word] = [round(REMEMBER_TOKENS * 1000) if token else 0, secrets.token_hex(8), tokens]
         for (queue, is_delayed), run in groupby(messages, key=lambda one: (one.queue, one.not_before is not None)):
             if is_delayed:
+                op = "d" if self._is_beside(queue, key) else "z"
                 for message in run:
-                    args += ("d", queue, *self._due(message), message.body)
+                    args += (op, queue, *self._due(message), message.body)
             else:
                 bodies = [message.body for message in run]
                 args += ("p", queue, len(bodies), *bodies)
-        once = _once(messages[0].queue, token)
-        await self._announce({message.queue for message in messages})
-        await self._link.run(_PUBLISH, (self._delayed_key, once), args)
+        queue = messages[0].queue
+        once = _once(queue if self._is_beside(queue, key) else str(key), token)
+        return _PUBLISH, (self._delayed_in(key), once), args
 
     async def submit(
         self,
@@ -259,6 +260,8 @@ class RedisBroker:
     ) -> None:
         if not (states or messages or groups or plans):
             return
+        if self._is_spread:
+            raise Refused(f"the Redis cluster at {self.address} cannot record and publish in one step")
         position = {state.task_uuid: number for number, state in enumerate(states, 1)}
         args: list[Word] = [*expiry(keep), secrets.token_hex(8), len(states)]
         for state in states:
@@ -272,7 +275,7 @@ class RedisBroker:
         for message in messages:
             args += (message.queue, *self._due(message), position.get(message.id, 0), message.body)
         await self._announce({message.queue for message in messages})
-        await self._link.run(_SUBMIT, (self._delayed_key,), args)
+        await self._link.run(_SUBMIT, (self._delayed_key,), args, to_last=True)
 
     def _due(self, message: Message) -> tuple[Word, Word]:
         """When a message is due (ns), and the set to wait in where that is not the delayed set.
@@ -286,7 +289,24 @@ class RedisBroker:
         named = _ROUTING_KEY.match(message.body)
         if named is not None and named[1] == message.queue.encode():
             return due, ""
-        return due, f"{_prefix(message.queue)}later"
+        return due, f"{companion_prefix(message.queue)}later"
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether the queues lie in several places, which cannot be changed in one step."""
+        return self._link.is_spread
+
+    def _slot_key(self, message: Message) -> str:
+        """The key beside which a message is published: the delayed set's, where it waits in that."""
+        return self._delayed_key if message.not_before is not None and not self._due(message)[1] else message.queue
+
+    def _is_beside(self, queue: str, key: Word) -> bool:
+        """Whether a queue is in the slot of a key."""
+        return len(self._link.parts((queue, key))) == 1
+
+    def _delayed_in(self, key: Word) -> Word:
+        """The delayed set, or where that is in another slot what takes its place among the keys of a script."""
+        return self._delayed_key if self._is_beside(self._delayed_key, key) else key
 
     async def _announce(self, queues: set[str]) -> None:
         now = asyncio.get_running_loop().time()
@@ -351,12 +371,16 @@ class RedisBroker:
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
         try:
             if worker.channel is None or not worker.channel.is_open:
-                worker.channel = await self._link.channel()
+                worker.channel = await self._link.channel(worker.queue)
             await worker.channel.call("BLMOVE", worker.queue, inbox, "LEFT", "RIGHT", f"{wait:.3f}", wait=wait)
             worker.is_doubtful = was_doubtful
         except OutOfMemory:  # taking works all the same
             worker.is_doubtful = was_doubtful
             await asyncio.sleep(min(left, POLL))
+        except Elsewhere:  # the queue lives on another node now, where taking finds it
+            worker.is_doubtful = was_doubtful
+            if worker.channel is not None:
+                await worker.channel.close()
         finally:
             self._blocked -= 1
 
@@ -373,7 +397,7 @@ class RedisBroker:
             ("HDEL", _keys(queue, worker)[1], *numbers) for (queue, worker), numbers in _by_worker(deliveries).items()
         ]
         if commands:
-            _raise_first(await self._link.pipeline(commands))
+            raise_first(await self._link.pipeline(commands))
 
     async def nack(self, deliveries: Sequence[Delivery], *, delay: float = 0.0) -> None:
         await self.settle([Settled(delivery, Nack(delay)) for delivery in deliveries], keep=1.0)
@@ -384,9 +408,22 @@ class RedisBroker:
     async def settle(self, batch: Sequence[Settled], keep: float) -> Sequence[Unsettled]:
         if not batch:
             return ()
-        keys, args = self._packed(batch, keep)
+        if self._is_spread:
+            await self._settle_spread(batch, keep)
+            return ()
+        keys, args = self._packed(batch, keep, self._delayed_key)
         unsettled = await self._link.run(_SETTLE, keys, args)
         return [Unsettled(batch[index], Progress(why.decode())) for index, why in _pairs(unsettled)]
+
+    async def _settle_spread(self, batch: Sequence[Settled], keep: float) -> None:
+        """Settle each queue in its own slot, where nothing but verdicts can be carried out."""
+        if any(item != Settled(item.delivery, item.verdict) for item in batch):
+            raise Refused(f"the Redis cluster at {self.address} cannot record and settle in one step")
+        calls: list[tuple[Script, Sequence[Word], Sequence[Word]]] = []
+        for part in self._link.parts([item.delivery.queue for item in batch]):
+            some = [batch[at] for at in part]
+            calls.append((_SETTLE, *self._packed(some, keep, some[0].delivery.queue)))
+        raise_first(await self._link.run_each(calls))
 
     async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         groups = _by_worker(deliveries)
@@ -398,14 +435,14 @@ class RedisBroker:
         if not calls:
             return ()
         replies = await self._link.run_each(calls)
-        _raise_first(replies)
+        raise_first(replies)
         lost: set[Hashable] = set()
         for ((_, worker), numbers), reply in zip(groups.items(), replies, strict=True):
             gone = numbers if reply == -1 else [numbers[position - 1] for position in reply]
             lost.update((worker, number) for number in gone)
         return [delivery for delivery in deliveries if delivery.receipt in lost]
 
-    def _packed(self, batch: Sequence[Settled], keep: float) -> tuple[list[Word], list[Word]]:
+    def _packed(self, batch: Sequence[Settled], keep: float, delayed: str) -> tuple[list[Word], list[Word]]:
         """The keys and arguments of ``settle``: see ``redis.lua``. This is the hottest line of the driver."""
         groups: dict[tuple[str, str], int] = {}
         queue = worker = ""
@@ -434,7 +471,7 @@ class RedisBroker:
             else:
                 add(("x",))
                 add(self._packed_at_length(item, number))
-        keys: list[Word] = [self._delayed_key]
+        keys: list[Word] = [delayed]
         for each in groups:
             keys += _keys(*each)
         workers = [worker for _, worker in groups]
@@ -481,15 +518,20 @@ class RedisBroker:
     # ------------------------------------------------------------------------------------------------ tend
 
     async def tend(self, queues: Sequence[str]) -> float:
-        patience = self._lease - self._link.contact()
         pause = min(self._lease / 5, self.delayed_poll)
-        if patience > 0:
-            pause = min(pause, patience)
-        calls = [self._tending(queue, may_reap=patience <= 0) for queue in queues]
-        dead = f"{_prefix(self._delayed_key)}dead"
-        calls.append((_PROMOTE, (self._delayed_key, dead), (AT_ONCE, self._dead_letter_size)))
+        calls: list[tuple[Script, Sequence[Word], Sequence[Word]]] = []
+        for queue in queues:
+            patience = self._lease - self._link.contact(queue)
+            if patience > 0:
+                pause = min(pause, patience)
+            calls.append(self._tending(queue, may_reap=patience <= 0))
+        if not self._is_spread:
+            dead = f"{companion_prefix(self._delayed_key)}dead"
+            calls.append((_PROMOTE, (self._delayed_key, dead), (AT_ONCE, self._dead_letter_size)))
         replies = await self._link.run_each(calls)
-        _raise_first(replies)
+        if self._is_spread:
+            replies.append(await self._promote_spread())
+        raise_first(replies)
         for moved, due in replies:
             if moved >= AT_ONCE:
                 return 0.0
@@ -497,8 +539,36 @@ class RedisBroker:
                 pause = min(pause, due / 1000)
         return pause
 
+    async def _promote_spread(self) -> tuple[int, int]:
+        """Move what is due to queues in other slots: noted as being on its way, landed there once, crossed out."""
+        prefix = companion_prefix(self._delayed_key)
+        moving, dead = f"{prefix}moving", f"{prefix}dead"
+        args = (AT_ONCE, self._dead_letter_size, secrets.token_hex(8), round(LANDS_WITHIN * 1000))
+        due, *found = await self._link.run(_DEPART, (self._delayed_key, moving, dead), args)
+        queues: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for queue, number, body in zip(found[::3], found[1::3], found[2::3], strict=True):
+            queues.setdefault(queue, []).append((number, body))
+        landings: list[tuple[Script, Sequence[Word], Sequence[Word]]] = [
+            (
+                _LAND,
+                (queue, *(_once(queue.decode(errors="surrogateescape"), number.decode()) for number, _ in some)),
+                (round(REMEMBER_TOKENS * 1000), *(body for _, body in some)),
+            )
+            for queue, some in queues.items()
+        ]
+        replies = await self._link.run_each(landings)
+        words: list[Word] = []
+        for some, reply in zip(queues.values(), replies, strict=True):
+            if isinstance(reply, Unavailable):
+                continue  # stays noted, and lands another time
+            for number, body in some:
+                words += (number, body, str(reply) if isinstance(reply, AsyncQueueError) else "")
+        if words:
+            await self._link.run(_ARRIVED, (moving, dead), (self._dead_letter_size, *words))
+        return len(found) // 3, due
+
     def _tending(self, queue: str, *, may_reap: bool) -> tuple[Script, Sequence[Word], Sequence[Word]]:
-        prefix = _prefix(queue)
+        prefix = companion_prefix(queue)
         keys = (queue, f"{prefix}workers", f"{prefix}again", f"{prefix}later")
         return _TEND, keys, (prefix, "1" if may_reap else "0", AT_ONCE, round(REMEMBER_FENCED * 1000))
 
@@ -507,11 +577,11 @@ class RedisBroker:
     async def queues(self) -> Sequence[str]:
         oldest = self._clock.now_ns() // NANOSECONDS - round(QUEUE_IS_KNOWN_FOR)
         replies = await self._link.pipeline([("ZREMRANGEBYSCORE", QUEUES, "-inf", oldest), ("ZRANGE", QUEUES, 0, -1)])
-        _raise_first(replies)
+        raise_first(replies)
         return sorted(queue.decode() for queue in replies[1])
 
     async def depth(self, queue: str) -> QueueDepth:
-        prefix = _prefix(queue)
+        prefix = companion_prefix(queue)
         keys = (queue, *(f"{prefix}{name}" for name in ("workers", "again", "later", "dead")))
         ready, held, later, dead = await self._link.run(_SCRIPTS["depth"], keys, (prefix,))
         return QueueDepth(queue, ready, held, later + await self._delayed_for(queue), dead)
@@ -531,9 +601,9 @@ class RedisBroker:
         if limit <= 0:
             return []
         again, ready = await self._link.pipeline(
-            [("LRANGE", f"{_prefix(queue)}again", 0, last), ("LRANGE", queue, 0, last)]
+            [("LRANGE", f"{companion_prefix(queue)}again", 0, last), ("LRANGE", queue, 0, last)]
         )
-        _raise_first((again, ready))
+        raise_first((again, ready))
         bodies = [*(_parts(value)[1] for value in again), *(body for body in ready if body)]
         return bodies[offset : offset + limit]
 
@@ -544,56 +614,46 @@ class RedisBroker:
         queues = await self.queues()
         commands = [
             ("ZRANGE", key, 0, last, "WITHSCORES")
-            for key in (self._delayed_key, *(f"{_prefix(queue)}later" for queue in queues))
+            for key in (self._delayed_key, *(f"{companion_prefix(queue)}later" for queue in queues))
         ]
         replies = await self._link.pipeline(commands)
-        _raise_first(replies)
+        raise_first(replies)
         found = [(float(score) / NANOSECONDS, body) for body, score in _pairs(replies[0])]
         for reply in replies[1:]:
             found += [(float(score) / 1000, _parts(_parts(member)[1])[1]) for member, score in _pairs(reply)]
         return sorted(found)[offset : offset + limit]
 
     async def purge(self, queue: str) -> int:
-        return int(await self._link.run(_SCRIPTS["purge"], (queue, f"{_prefix(queue)}again"), ()))
+        return int(await self._link.run(_SCRIPTS["purge"], (queue, f"{companion_prefix(queue)}again"), ()))
 
     async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
         if limit <= 0:
             return []
-        entries = await self._link.call("XRANGE", f"{_prefix(queue)}dead", "-", "+", "COUNT", offset + limit)
+        entries = await self._link.call("XRANGE", f"{companion_prefix(queue)}dead", "-", "+", "COUNT", offset + limit)
         return [_dead(queue, entry, fields) for entry, fields in entries[offset:]]
 
     async def requeue(self, queue: str, ids: Sequence[str]) -> int:
         known = _entry_ids(ids)
         if not known:
             return 0
-        return int(await self._link.run(_SCRIPTS["requeue"], (queue, f"{_prefix(queue)}dead"), known))
+        return int(await self._link.run(_SCRIPTS["requeue"], (queue, f"{companion_prefix(queue)}dead"), known))
 
     async def drop(self, queue: str, ids: Sequence[str]) -> int:
         known = _entry_ids(ids)
         if not known:
             return 0
-        return int(await self._link.call("XDEL", f"{_prefix(queue)}dead", *known))
-
-
-@lru_cache(1024)
-def _prefix(queue: str) -> str:
-    """What the names of a queue's companion keys begin with: they lie in the queue's own slot of a cluster."""
-    opening = queue.find("{")
-    closing = queue.find("}", opening + 1)
-    if opening >= 0 and closing > opening + 1:
-        return f"{{{queue[opening + 1 : closing]}}}:aq:{queue}:"
-    return f"{{{queue}}}:aq:"
+        return int(await self._link.call("XDEL", f"{companion_prefix(queue)}dead", *known))
 
 
 def _once(queue: str, token: str) -> str:
     """The key that remembers a publish whose first token this is."""
-    return f"{_prefix(queue)}once:{token}"
+    return f"{companion_prefix(queue)}once:{token}"
 
 
 @lru_cache(1024)
 def _keys(queue: str, worker: str) -> tuple[str, ...]:
     """The queue, proc, workers, again, later, dead, inbox."""
-    prefix = _prefix(queue)
+    prefix = companion_prefix(queue)
     return (
         queue,
         f"{prefix}proc:{worker}",
@@ -672,9 +732,3 @@ def _dead(queue: str, entry: bytes, fields: Sequence[bytes]) -> Dead:
         attempt=int(known[b"attempt"]),
         buried_at=int(entry.partition(b"-")[0]) / 1000,
     )
-
-
-def _raise_first(replies: Sequence[Reply]) -> None:
-    for reply in replies:
-        if isinstance(reply, AsyncQueueError):
-            raise reply

@@ -1,4 +1,4 @@
-"""How to reach a Redis server: URL, connections, scripts, and what its errors mean.
+"""How to talk to a Redis server: connections, scripts, and what its errors mean.
 
 The one place that connects. Nothing here retries but one thing: a script that the server does not know is sent again
 in full, since the server has then done nothing.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any
-from urllib.parse import parse_qsl, unquote
+from typing import Any, ClassVar, TypedDict
 
 import hiredis
 from redis import exceptions as redis_errors
@@ -23,8 +24,8 @@ from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocket
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
-from asyncqueue.redact import redact_url
+from asyncqueue.connections.redis_place import Alone, Place, RedisAddress, parse_url
+from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
 from asyncqueue.state import GroupMeta
 from asyncqueue.wire import encode_group
 
@@ -48,138 +49,6 @@ Reply = Any
 
 Word = str | bytes | int
 """One word of a command."""
-
-
-# ---------------------------------------------------------------------------------------------------- where
-
-
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
-    """Where one server is, and who we are there. ``path`` is a unix socket, and wins over host and port."""
-
-    host: str = "localhost"
-    port: int = 6379
-    path: str = ""
-    db: int = 0
-    username: str | None = field(default=None, repr=False)
-    password: str | None = field(default=None, repr=False)
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.path or f"{host}:{self.port}"
-
-
-@dataclass(slots=True)
-class Access:
-    """How connections are made from now on. Links that share one change together, in whatever thread they live.
-
-    ``connect_timeout`` and ``reply_timeout`` are seconds, ``client_name`` is shown in CLIENT LIST.
-    """
-
-    address: RedisAddress
-    connect_timeout: float
-    reply_timeout: float
-    client_name: str
-
-
-_FORMS = {
-    "redis": "redis://[[user:]password@]host[:port][/db]",
-    "rediss": "rediss://[[user:]password@]host[:port][/db][?ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]",
-    "redis+socket": "redis+socket://[[user:]password@]/path[:/db]",
-}
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-
-
-def parse_url(url: str, tls: ssl.SSLContext | None = None) -> RedisAddress:
-    """The address in a URL of one of the forms ``redis://``, ``rediss://`` or ``redis+socket://``.
-
-    Logins are percent-decoded; one without a colon is a password. ``rediss://`` verifies the server's certificate and
-    name; ``tls`` is a context to use instead of the one that the URL's options make, and turns TLS on by itself.
-    Raises ``ConfigError``, which never shows the password.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _FORMS:
-        raise ConfigError(f"{redact_url(url)!r} is no URL of a Redis server: expected {' or '.join(_FORMS.values())}")
-    try:
-        if scheme == "redis+socket":
-            return _parse_socket(rest)
-        return _parse_tcp(rest, scheme, tls)
-    except ValueError as exc:
-        raise ConfigError(f"{redact_url(url)!r}: {exc}; expected {_FORMS[scheme]}") from None
-
-
-def _parse_socket(rest: str) -> RedisAddress:
-    rest, _, query = rest.partition("?")
-    if query:
-        raise ValueError("a unix socket has no options")
-    login, slash, path = ("", "/", rest[1:]) if rest.startswith("/") else rest.partition("@/")
-    if not slash:
-        raise ValueError("the path must begin with a slash")
-    path, _, db = path.partition(":/")
-    if not path:
-        raise ValueError("the path is missing")
-    username, password = _login(login)
-    return RedisAddress(path=f"/{path}", db=_db(db), username=username, password=password)
-
-
-def _parse_tcp(rest: str, scheme: str, tls: ssl.SSLContext | None) -> RedisAddress:
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    remainder = rest[len(authority) :]
-    if "@" in remainder:
-        raise ValueError("a password with / ? # or @ in it must be percent-encoded")
-    path, _, query = remainder.partition("?")
-    login, _, place = authority.rpartition("@")
-    if "," in place:
-        raise ValueError("several addresses are not supported")
-    username, password = _login(login)
-    host, port = _host_and_port(place)
-    db = _db(path.removeprefix("/").partition("/")[0])
-    options = _options(query, scheme)
-    if scheme == "rediss" and tls is None:
-        tls = _tls_context(options)
-    return RedisAddress(host=host, port=port, db=db, username=username, password=password, tls=tls)
-
-
-def _login(login: str) -> tuple[str | None, str | None]:
-    if not login:
-        return None, None
-    user, colon, password = login.partition(":")
-    if not colon:
-        return None, unquote(user)
-    return unquote(user) or None, unquote(password) or None
-
-
-def _host_and_port(place: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]*))(?::(\d{0,5}))?", place)
-    if found is None or not 0 < (port := int(found[3] or 6379)) < 65_536:
-        raise ValueError("host or port cannot be read")
-    return found[1] or found[2] or "localhost", port
-
-
-def _db(text: str) -> int:
-    if text and not (text.isascii() and text.isdigit()):
-        raise ValueError("the db must be a number")
-    return int(text or 0)
-
-
-def _options(query: str, scheme: str) -> Mapping[str, str]:
-    known = _TLS_OPTIONS if scheme == "rediss" else ()
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"unknown option {unknown[0]!r}" + (f" (known: {', '.join(known)})" if known else ""))
-    return options
-
-
-def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-        if certificate := options.get("ssl_certfile"):
-            context.load_cert_chain(certificate, options.get("ssl_keyfile"))
-    except OSError as exc:  # ssl.SSLError is one
-        raise ValueError(f"the certificates cannot be read: {exc}") from exc
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 # ---------------------------------------------------------------------------------------------------- scripts
@@ -224,9 +93,27 @@ def read_scripts(*paths: str) -> Mapping[str, Script]:
     }
 
 
-def _packed(words: tuple[Word, ...]) -> bytes:
-    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says a tuple of one
-    return packed
+def packed(words: tuple[Word, ...]) -> bytes:
+    """A command as it is sent."""
+    command: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says a tuple of one
+    return command
+
+
+@lru_cache(1024)
+def companion_prefix(key: str) -> str:
+    """What the names of the companions of a key begin with, so that they lie in its own slot of a cluster."""
+    opening = key.find("{")
+    closing = key.find("}", opening + 1)
+    if opening >= 0 and closing > opening + 1:
+        return f"{{{key[opening + 1 : closing]}}}:aq:{key}:"
+    return f"{{{key}}}:aq:"
+
+
+def raise_first(replies: Sequence[Reply]) -> None:
+    """Raise the first error among replies."""
+    for reply in replies:
+        if isinstance(reply, AsyncQueueError):
+            raise reply
 
 
 def expiry(seconds: float) -> tuple[str, int]:
@@ -255,15 +142,17 @@ def _sha(text: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------- errors
 
-# what a server says while it cannot serve, and may soon
+# what a server says while it cannot serve, and may soon; the last one: while a slot of a cluster is on its way
 _TRANSIENT = re.compile(
-    r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|NOREPLICAS|NOGOODSLAVE|BUSY|MISCONF|OOM|UNBLOCKED)\b"
+    r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|NOGOODSLAVE|BUSY|MISCONF|OOM|UNBLOCKED)\b"
+    r"|non local key in a cluster"
 )
+# what a server says that was the master and is not any more
+_DEMOTED = re.compile(r"\b(READONLY|UNBLOCKED|MASTERDOWN)\b")
 _TRANSIENT_CLASSES = (
     redis_errors.ReadOnlyError,
     redis_errors.ClusterDownError,  # MASTERDOWN too
     redis_errors.TryAgainError,
-    redis_errors.AskError,  # MOVED too
     redis_errors.OutOfMemoryError,
 )
 # our scripts answer this where a key that they must use is of another type
@@ -274,15 +163,79 @@ class OutOfMemory(Unavailable):
     """The server's memory is full (``maxmemory``): it takes nothing that needs more of it."""
 
 
+class Elsewhere(Refused):
+    """A node of a cluster has done nothing, since another node serves that slot: for good (MOVED), or for this one
+    request (ASK, ``is_once``)."""
+
+    def __init__(self, where: str, slot: int, host: str, port: int, *, is_once: bool) -> None:
+        super().__init__(f"{where} is a node of a cluster, and {host}:{port} serves this; {NAME_A_CLUSTER}")
+        self.slot, self.host, self.port, self.is_once = slot, host, port, is_once
+
+
+NAME_A_CLUSTER = "a cluster is named by the addresses of several nodes, or by redis.cluster_mode"
+NAME_A_MASTER = "behind sentinels a server is named by redis.master_name"
+
+
 # ---------------------------------------------------------------------------------------------------- connections
+
+
+class Options(TypedDict, total=False):
+    """How a broker, backend or lock reaches Redis, beside its URL.
+
+    ``connect_timeout`` and ``reply_timeout`` are seconds, the latter beyond what a blocking command waits; ``tls`` is a
+    context to use instead of the one that the URL's options make; ``client_name`` is shown in CLIENT LIST. ``cluster``:
+    the URL's address is a node of a cluster, as several addresses always are; with a ``master_name`` they are
+    sentinels, who are given the ``sentinel_password``. ``replicas`` is how many replicas must have what is sent or
+    recorded before that counts as done.
+    """
+
+    connect_timeout: float
+    reply_timeout: float
+    tls: ssl.SSLContext | None
+    client_name: str
+    cluster: bool
+    master_name: str
+    sentinel_password: str
+    replicas: int
+
+
+@dataclass(slots=True)
+class Access:
+    """How connections are made from now on. Links that share one change together, in whatever thread they live."""
+
+    place: Place
+    connect_timeout: float = CONNECT_TIMEOUT
+    reply_timeout: float = REPLY_TIMEOUT
+    client_name: str = ""
+    replicas: int = 0
+
+    @classmethod
+    def to(cls, url: str, options: Options) -> Access:
+        """The access that URL and options ask for. Raises ``ConfigError``."""
+        place = parse_url(
+            url,
+            options.get("tls"),
+            cluster=options.get("cluster", False),
+            master_name=options.get("master_name", ""),
+            sentinel_password=options.get("sentinel_password", ""),
+        )
+        return cls(
+            place,
+            options.get("connect_timeout", CONNECT_TIMEOUT),
+            options.get("reply_timeout", REPLY_TIMEOUT),
+            options.get("client_name", ""),
+            options.get("replicas", 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says of itself. ``uptime`` in seconds, ``clock_at`` in unix seconds (None: it does not say)."""
+    """What a server says of itself. ``mode`` is standalone, sentinel or cluster, ``uptime`` is in seconds, ``clock_at``
+    in unix seconds (None: it does not say)."""
 
     version: tuple[int, int]
     run_id: str
+    mode: str
     uptime: float
     eviction_policy: str
     clock_at: float | None
@@ -292,11 +245,13 @@ class Channel:
     """One connection. Whoever breaks off an exchange, by error or cancellation, gives up the connection with it: a
     reply that is still on its way must never be taken for the next one's."""
 
-    __slots__ = ("_connection", "_link", "used_at")
+    __slots__ = ("_connection", "_link", "address", "generation", "used_at")
 
-    def __init__(self, link: RedisLink, connection: Any) -> None:
+    def __init__(self, link: RedisLink, connection: Any, address: RedisAddress, generation: int) -> None:
         self._link = link
+        self.address = address
         self._connection = connection  # Any: redis-py's annotations are incomplete
+        self.generation = generation
         self.used_at = 0.0
 
     @property
@@ -305,14 +260,14 @@ class Channel:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the server has closed it, as far as is known without asking."""
+        """Whether it is of no use any more, as far as is known without asking."""
         # redis-py's own question for this has another name in each of its versions
         reader = self._connection._reader
-        return reader is None or bool(reader.at_eof())
+        return reader is None or bool(reader.at_eof()) or self._link.generation != self.generation
 
     async def call(self, *words: Word, wait: float = 0.0) -> Reply:
         """One command; ``wait`` is how long (seconds) the command itself may block."""
-        (reply,) = await self.exchange(_packed(words), 1, wait)
+        (reply,) = await self.exchange(packed(words), 1, wait)
         if isinstance(reply, AsyncQueueError):
             raise reply
         return reply
@@ -333,6 +288,8 @@ class Channel:
             raise
         self.used_at = asyncio.get_running_loop().time()
         self._link.heard(self.used_at - began - wait)
+        if self._link.generation != self.generation:
+            await self.close(nowait=True)
         return replies
 
     async def receive(self) -> Reply:
@@ -358,141 +315,185 @@ class Channel:
                 return exc
             error = self._link.meaning(exc, 0.0)
             error.__cause__ = self._link.cause(exc)
+            if _DEMOTED.search(str(exc)):
+                self._link.demoted()
             if isinstance(error, Unavailable) and not isinstance(error, OutOfMemory):
                 self._link.lost_contact()  # it is there, and yet nobody could renew a lease
             return error
 
 
-class RedisLink:
-    """Connections to one server, made as they are needed, at most ``max_connections`` at a time.
+Request = tuple[Word, bytes]
+"""A key that says which node of a cluster it is for, and a packed command."""
 
-    ``on_connect`` is called with each new channel before it is used. An instance belongs to one event loop.
+
+class Link(ABC):
+    """Connections to the servers of one place, made as they are needed. An instance belongs to one event loop.
+
+    ``is_spread``: what is kept there lies on several servers, and cannot be changed in one step.
     """
 
-    def __init__(
-        self,
-        address: RedisAddress,
-        *,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        reply_timeout: float = REPLY_TIMEOUT,
-        max_connections: int = MAX_CONNECTIONS,
-        client_name: str = "",
-        slow: float = float("inf"),
-        on_connect: Callable[[Channel], Awaitable[None]] | None = None,
-    ) -> None:
-        self.access = Access(address, connect_timeout, reply_timeout, client_name)
+    is_spread: ClassVar[bool] = False
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
         self.facts: ServerFacts | None = None
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, and not opened again."""
+        return self._is_closed
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return str(self.access.place)
+
+    @abstractmethod
+    async def open(self) -> ServerFacts:
+        """Reach the place and see what it is. Raises ``Refused`` for one that will not do."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close what is idle; what is in use closes when it comes back."""
+
+    @abstractmethod
+    async def look(self) -> ServerFacts:
+        """What the place says of itself, now."""
+
+    @abstractmethod
+    async def identity(self, part: str) -> Hashable:
+        """Equal for what can be changed in one atomic step. ``part`` is what the caller keeps there."""
+
+    @abstractmethod
+    async def channel(self, key: Word) -> Channel:
+        """A connection of one's own to where a key is, for commands that block or subscribe. Whoever asked for it
+        closes it."""
+
+    @abstractmethod
+    def contact(self, key: Word) -> float:
+        """For how long (seconds) the server of a key has been heard without a break."""
+
+    @abstractmethod
+    def parts(self, keys: Sequence[Word]) -> Sequence[Sequence[int]]:
+        """Positions of keys, those together that one command can use together."""
+
+    @abstractmethod
+    async def homes(self, keys: Sequence[Word]) -> Sequence[tuple[RedisLink, Sequence[int]]]:
+        """Which servers have the keys, and positions of those that each one has."""
+
+    @abstractmethod
+    async def _exchange(self, requests: Sequence[Request], *, to_last: bool) -> list[Reply]:
+        """Send requests and read their replies; a request's error stands in its place. ``to_last``: as many replicas
+        must have what they changed as the access asks for, or ``Unavailable`` is raised."""
+
+    async def call(self, *words: Word) -> Reply:
+        """One command, whose second word is a key."""
+        (reply,) = await self._exchange([(words[1], packed(words))], to_last=False)
+        if isinstance(reply, AsyncQueueError):
+            raise reply
+        return reply
+
+    async def pipeline(self, commands: Sequence[tuple[Word, ...]]) -> list[Reply]:
+        """Several commands, whose second words are keys, in one round trip; a command's error stands in its place, as
+        one of ours."""
+        if not commands:
+            return []
+        return await self._exchange([(words[1], packed(words)) for words in commands], to_last=False)
+
+    async def run(self, script: Script, keys: Sequence[Word], args: Iterable[Word], *, to_last: bool = False) -> Reply:
+        """One script. ``to_last``: as many replicas must have what it changed as the access asks for."""
+        (reply,) = await self.run_each([(script, keys, args)], to_last=to_last)
+        if isinstance(reply, AsyncQueueError):
+            raise reply
+        return reply
+
+    async def run_each(
+        self, calls: Sequence[tuple[Script, Sequence[Word], Iterable[Word]]], *, to_last: bool = False
+    ) -> list[Reply]:
+        """Several scripts, one round trip; a script's error stands in its place, as one of ours."""
+        if not calls:
+            return []
+        flagged = self.facts is not None and self.facts.version >= (7, 0)
+        tails = [(len(keys), *keys, *args) for _, keys, args in calls]
+        requests: list[Request] = [
+            (keys[0] if keys else "", packed(("EVALSHA", script.flagged_sha if flagged else script.sha, *tail)))
+            for (script, keys, _), tail in zip(calls, tails, strict=True)
+        ]
+        replies = await self._exchange(requests, to_last=to_last)
+        for index, reply in enumerate(replies):
+            if isinstance(reply, redis_errors.NoScriptError):
+                script = calls[index][0]
+                text = script.flagged_text if flagged else script.text
+                again = (requests[index][0], packed(("EVAL", text, *tails[index])))
+                (replies[index],) = await self._exchange([again], to_last=to_last)
+        return replies
+
+
+class RedisLink(Link):
+    """Connections to one server, at most ``max_connections`` in use at a time. A reply that took longer than ``slow``
+    seconds breaks the contact."""
+
+    def __init__(self, access: Access, *, max_connections: int = MAX_CONNECTIONS, slow: float = float("inf")) -> None:
+        super().__init__(access)
+        self.generation = 0
         self._slow = slow
-        self._on_connect = on_connect
         self._slots = asyncio.Semaphore(max_connections)
         self._idle: list[Channel] = []
-        self._is_closed = False
+        self._at: RedisAddress | None = None
         self._was_let_in = False
         self._contact_since: float | None = None
 
-    @property
-    def address(self) -> RedisAddress:
-        return self.access.address
-
-    def connect_with(
-        self,
-        url: str,
-        *,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        reply_timeout: float = REPLY_TIMEOUT,
-        tls: ssl.SSLContext | None = None,
-        client_name: str = "",
-    ) -> None:
-        """Make the connections from now on so, and those of links that share our access; what is open stays as it is.
-        Raises ``ConfigError``."""
-        self.access.address = parse_url(url, tls)
-        self.access.connect_timeout = connect_timeout
-        self.access.reply_timeout = reply_timeout
-        self.access.client_name = client_name
-
     async def open(self) -> ServerFacts:
-        """Reach the server and see what it is. Raises ``Refused`` for one that is too old."""
         self._is_closed = False
         if self.facts is None:
             facts = await self.look()
-            if facts.version < OLDEST:
+            if unfit := self._unfit(facts):
                 await self.close()
-                shown, oldest = ".".join(map(str, facts.version)), ".".join(map(str, OLDEST))
-                raise Refused(f"Redis at {self.address} is version {shown}; {oldest} or newer is needed")
+                raise Refused(f"Redis at {self._where} {unfit}")
             self.facts = facts
-            # a server that has been up for long had every chance to hear from its workers
-            self._contact_since = asyncio.get_running_loop().time() - facts.uptime
+            if isinstance(self.access.place, Alone):
+                # a server that has been up for long had every chance to hear from its workers
+                self._contact_since = asyncio.get_running_loop().time() - facts.uptime
         return self.facts
 
     async def close(self) -> None:
-        """Close what is idle; what is in use closes when it comes back."""
         self._is_closed = True
         self.facts = None
         while self._idle:
             await self._idle.pop().close()
 
     async def look(self) -> ServerFacts:
-        """What the server says of itself, now."""
-        server, memory = await self.pipeline([("INFO", "server"), ("INFO", "memory")])
-        for reply in (server, memory):
-            if isinstance(reply, AsyncQueueError):
-                raise reply
-        info = dict(line.split(":", 1) for line in (server + memory).decode().splitlines() if ":" in line)
+        replies = await self.pipeline([("INFO", "server"), ("INFO", "memory")])
+        raise_first(replies)
+        info = dict(line.split(":", 1) for line in b"".join(replies).decode().splitlines() if ":" in line)
         major, minor, *_ = info["redis_version"].split(".")
         return ServerFacts(
             version=(int(major), int(minor)),
             run_id=info["run_id"],
+            mode=info.get("redis_mode", ""),
             uptime=float(info["uptime_in_seconds"]),
             eviction_policy=info.get("maxmemory_policy", ""),
             clock_at=int(info["server_time_usec"]) / 1_000_000 if "server_time_usec" in info else None,
         )
 
-    async def call(self, *words: Word) -> Reply:
-        """One command."""
-        (reply,) = await self._exchange(_packed(words), 1)
-        if isinstance(reply, AsyncQueueError):
-            raise reply
-        return reply
+    async def identity(self, part: str) -> Hashable:
+        return ("redis", (await self.look()).run_id, self.access.place.like.db)
 
-    async def pipeline(self, commands: Sequence[tuple[Word, ...]]) -> list[Reply]:
-        """Several commands, one round trip; a command's error stands in its place, as one of ours."""
-        return await self._exchange(b"".join(map(_packed, commands)), len(commands))
-
-    async def run(self, script: Script, keys: Sequence[Word], args: Iterable[Word]) -> Reply:
-        """One script."""
-        (reply,) = await self.run_each([(script, keys, args)])
-        if isinstance(reply, AsyncQueueError):
-            raise reply
-        return reply
-
-    async def run_each(self, calls: Sequence[tuple[Script, Sequence[Word], Iterable[Word]]]) -> list[Reply]:
-        """Several scripts, one round trip; a script's error stands in its place, as one of ours."""
-        flagged = self.facts is not None and self.facts.version >= (7, 0)
-        tails = [(len(keys), *keys, *args) for _, keys, args in calls]
-        packed = [
-            _packed(("EVALSHA", script.flagged_sha if flagged else script.sha, *tail))
-            for (script, _, _), tail in zip(calls, tails, strict=True)
-        ]
-        replies = await self._exchange(b"".join(packed), len(calls))
-        for index, reply in enumerate(replies):
-            if isinstance(reply, redis_errors.NoScriptError):
-                script = calls[index][0]
-                text = script.flagged_text if flagged else script.text
-                (replies[index],) = await self._exchange(_packed(("EVAL", text, *tails[index])), 1)
-        return replies
-
-    async def channel(self) -> Channel:
-        """A connection of one's own, for commands that block or subscribe. Whoever asked for it closes it."""
-        connection = self._connection()
-        channel = Channel(self, connection)
+    async def channel(self, key: Word = "") -> Channel:
+        channel: Channel | None = None
+        generation = self.generation
         try:
             async with asyncio.timeout(self.access.connect_timeout):
+                self._at = address = await self._locate()
+                connection = self._connection(address)
+                channel = Channel(self, connection, address, generation)
                 await connection.connect()
                 self._was_let_in = True
-                if self._on_connect is not None:
-                    await self._on_connect(channel)
+                await self._greet(channel)
         except BaseException as exc:
-            await channel.close(nowait=True)
+            if channel is not None:
+                await channel.close(nowait=True)
             if isinstance(exc, Exception):
                 self.lost_contact()
                 raise self.meaning(exc, self.access.connect_timeout) from self.cause(exc)
@@ -500,10 +501,41 @@ class RedisLink:
         channel.used_at = asyncio.get_running_loop().time()
         return channel
 
-    def contact(self) -> float:
-        """For how long (seconds) the server has been heard without a break."""
+    def contact(self, key: Word = "") -> float:
         now = asyncio.get_running_loop().time()
         return 0.0 if self._contact_since is None else now - self._contact_since
+
+    def parts(self, keys: Sequence[Word]) -> Sequence[Sequence[int]]:
+        return (range(len(keys)),) if keys else ()
+
+    async def homes(self, keys: Sequence[Word]) -> Sequence[tuple[RedisLink, Sequence[int]]]:
+        return ((self, range(len(keys))),)
+
+    async def _exchange(self, requests: Sequence[Request], *, to_last: bool) -> list[Reply]:
+        return await self.exchange([command for _, command in requests], to_last=to_last)
+
+    async def exchange(self, requests: Sequence[bytes], *, to_last: bool) -> list[Reply]:
+        """Send packed commands and read their replies."""
+        if self._is_closed:
+            raise Unavailable(f"the connection to Redis at {self._where} is closed")
+        replicas = self.access.replicas if to_last else 0
+        if replicas:
+            patience = self.access.reply_timeout / 2
+            requests = [*requests, packed(("WAIT", replicas, round(patience * 1000)))]
+        payload = requests[0] if len(requests) == 1 else b"".join(requests)
+        async with self._slots:
+            channel = await self._borrow()
+            replies = await channel.exchange(payload, len(requests))
+            await self._return(channel)
+        if replicas:
+            have = replies.pop()
+            if isinstance(have, AsyncQueueError):
+                raise have
+            if have < replicas:
+                raise Unavailable(
+                    f"{have} of {replicas} replicas of Redis at {self._where} took it within {patience:g} s"
+                )
+        return replies
 
     def heard(self, took: float) -> None:
         """The server answered, after ``took`` seconds. One that was away for long was away for all its workers."""
@@ -516,12 +548,16 @@ class RedisLink:
         for channel in self._idle:
             channel.used_at = float("-inf")
 
+    def demoted(self) -> None:
+        """The server is no master any more: it would answer, but connections to it are of no use."""
+        self.generation += 1
+
     def meaning(self, exc: Exception, timeout: float) -> AsyncQueueError:
         """What an exception of the client library or the system means to us."""
         if isinstance(exc, AsyncQueueError):
             return exc
         text = self._scrubbed(str(exc))
-        where = f"Redis at {self.address}"
+        where = f"Redis at {self._where}"
         match exc:
             case TimeoutError() | redis_errors.TimeoutError():
                 return Unavailable(f"{where} did not answer within {timeout:g} s")
@@ -534,6 +570,10 @@ class RedisLink:
                 if "CERTIFICATE_VERIFY_FAILED" in text:
                     return Refused(f"{where}: its certificate is not to be trusted: {text}")
                 return Unavailable(f"{where} cannot be reached: {text}")
+            case redis_errors.AskError():
+                host = exc.host or (self._at or self.access.place.like).host
+                is_once = not isinstance(exc, redis_errors.MovedError)
+                return Elsewhere(where, exc.slot_id, host, exc.port, is_once=is_once)
             case redis_errors.ResponseError() if WRONG_KEY in text:
                 key = text.partition(f"{WRONG_KEY} ")[2]
                 return Refused(f"{where}: the key {key!r} holds something of another type")
@@ -550,14 +590,31 @@ class RedisLink:
         """``exc``, if it may be shown: some servers repeat a command that they do not know, password and all."""
         return exc if self._scrubbed(str(exc)) == str(exc) else None
 
-    async def _exchange(self, payload: bytes, count: int) -> list[Reply]:
-        if self._is_closed:
-            raise Unavailable(f"the connection to Redis at {self.address} is closed")
-        async with self._slots:
-            channel = await self._borrow()
-            replies = await channel.exchange(payload, count)
-            await self._return(channel)
-            return replies
+    # what a way to a server says about itself
+
+    async def _locate(self) -> RedisAddress:
+        """Which server to connect to now."""
+        return self.access.place.like
+
+    async def _greet(self, channel: Channel) -> None:
+        """What is said on a new connection before it is used."""
+
+    def _unfit(self, facts: ServerFacts) -> str:
+        """Why this server will not do, if so."""
+        if facts.version < OLDEST:
+            shown, oldest = ".".join(map(str, facts.version)), ".".join(map(str, OLDEST))
+            return f"is version {shown}; {oldest} or newer is needed"
+        match facts.mode:
+            case "cluster":
+                return f"is a node of a cluster; {NAME_A_CLUSTER}"
+            case "sentinel":
+                return f"is a sentinel; {NAME_A_MASTER}"
+            case _:
+                return ""
+
+    @property
+    def _where(self) -> str:
+        return str(self._at or self.access.place)
 
     async def _borrow(self) -> Channel:
         now = asyncio.get_running_loop().time()
@@ -583,27 +640,28 @@ class RedisLink:
             self._idle.append(channel)
 
     def _scrubbed(self, text: str) -> str:
-        for secret in (self.address.password, self.address.username):
+        like = self.access.place.like
+        for secret in (like.password, like.username):
             if secret and len(secret) > 2 and secret != "default":
                 text = text.replace(secret, "***")
         return text
 
-    def _connection(self) -> Any:
+    def _connection(self, address: RedisAddress) -> Any:
         options: dict[str, Any] = {
-            "db": self.address.db,
-            "username": self.address.username,
-            "password": self.address.password,
+            "db": address.db,
+            "username": address.username,
+            "password": address.password,
             "client_name": self.access.client_name or None,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),  # a lost reply is ours to judge: a blind second RPUSH is a second task
             "socket_timeout": None,  # one timeout spans the whole exchange
             "socket_connect_timeout": self.access.connect_timeout,
         }
-        if self.address.path:
-            return UnixDomainSocketConnection(path=self.address.path, **options)
-        place: dict[str, Any] = {"host": self.address.host, "port": self.address.port, "socket_keepalive": True}
-        if self.address.tls is None:
+        if address.path:
+            return UnixDomainSocketConnection(path=address.path, **options)
+        place: dict[str, Any] = {"host": address.host, "port": address.port, "socket_keepalive": True}
+        if address.tls is None:
             return Connection(**place, **options)
         connection = SSLConnection(**place, **options)
-        connection.ssl_context.context = self.address.tls
+        connection.ssl_context.context = address.tls
         return connection

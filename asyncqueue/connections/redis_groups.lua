@@ -138,25 +138,69 @@ local function group_verbs()
     return is_complete(left) and 'complete' or 'waiting'
   end
 
+  -- Some of the members that are waited for, drawn at random; none where nobody is.
+  local function drawn(left, count)
+    local found = {}
+    for _, task in ipairs(redis.call('SRANDMEMBER', left, count + 1)) do
+      if task ~= '' then found[#found + 1] = task end
+    end
+    return found
+  end
+
+  -- Append those who are no members yet, and wait for them too.
+  local function append(group, left, tasks, keep)
+    local json = redis.call('GET', group)
+    local is_member, added = {}, {}
+    for _, task in ipairs(members(json)) do is_member[task] = true end
+    for _, task in ipairs(tasks) do
+      if not is_member[task] then
+        is_member[task] = true
+        added[#added + 1] = task
+      end
+    end
+    if #added > 0 then
+      -- it is not complete, so that it has members
+      local end_of_list = find(json, '"]', 1, true)
+      json = sub(json, 1, end_of_list) .. ',"' .. table.concat(added, '","') .. sub(json, end_of_list)
+      redis.call('SET', group, json, 'KEEPTTL')
+      push('SADD', left, added)
+    end
+    prolong_group(group, keep)
+  end
+
+  -- Whether an entry gains much by being kept as though it were written now, or when it is due.
+  local function gains(id, unit, keep, due)
+    local rest = redis.pcall('PTTL', id)
+    local gain = type(rest) == 'number' and rest ~= -1 and milliseconds(lasting(unit, keep, due)) - rest
+    return gain and gain >= milliseconds(unit, keep) / 4
+  end
+
+  -- What an entry is, 'group', 'plan' or 'other', and the UUIDs in it.
+  local function kind_of(id)
+    local opening = redis.pcall('GETRANGE', id, 0, 12)
+    if opening == '{"GroupUUID":' then return 'group', members(redis.call('GET', id)) end
+    if type(opening) == 'string' and sub(opening, 1, 10) == '{"AqIds":[' then
+      return 'plan', listed(redis.call('GET', id), '{"AqIds":[')
+    end
+    return 'other', {}
+  end
+
   -- Keep entries as though they were written now, or when they are due; unless the first of them gains little by that.
   local function touch(family, unit, keep, due)
-    local rest, least = redis.pcall('PTTL', family[1]), milliseconds(unit, keep) / 4
+    if not gains(family[1], unit, keep, due) then return end
     keep = milliseconds(lasting(unit, keep, due))
-    if type(rest) ~= 'number' or rest == -1 or keep - rest < least then return end
     local done = {}
     local function keep_alive(id)
       if done[id] then return end
       done[id] = true
-      local kind = redis.pcall('GETRANGE', id, 0, 12)
-      if kind == '{"GroupUUID":' then
+      local kind, inner = kind_of(id)
+      if kind == 'group' then
         prolong_group(id, keep)
-        for _, task in ipairs(members(redis.call('GET', id))) do prolong(task, keep) end
+        for _, task in ipairs(inner) do prolong(task, keep) end
         return
       end
       prolong(id, keep)
-      if type(kind) == 'string' and sub(kind, 1, 10) == '{"AqIds":[' then
-        for _, inner in ipairs(listed(redis.call('GET', id), '{"AqIds":[')) do keep_alive(inner) end
-      end
+      for _, each in ipairs(inner) do keep_alive(each) end
     end
     for _, id in ipairs(family) do keep_alive(id) end
   end
@@ -164,17 +208,21 @@ local function group_verbs()
   return {
     mutex = mutex,
     companion = companion,
-    prolong = prolong_group,
+    prolong = prolong,
+    prolong_group = prolong_group,
     live_as_long = live_as_long,
     standing = standing,
     no_counting = no_counting,
-    members = members,
     drop_companions = drop_companions,
     open = open,
     trigger = trigger,
     waited_for = waited_for,
     is_complete = is_complete,
     finish = finish,
+    drawn = drawn,
+    append = append,
+    gains = gains,
+    kind_of = kind_of,
     touch = touch,
   }
 end

@@ -1,48 +1,35 @@
-"""Locks on one Redis server."""
+"""Locks on Redis: a server, a master that sentinels watch, or a cluster."""
 
 from __future__ import annotations
 
 import secrets
-import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 from asyncqueue.clock import NANOSECONDS
-from asyncqueue.connections.redis import CONNECT_TIMEOUT, REPLY_TIMEOUT, RedisLink, parse_url, read_scripts
+from asyncqueue.connections.redis import Options, companion_prefix, read_scripts
+from asyncqueue.connections.redis_link import link_to, reconnect
 from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 _SCRIPTS = read_scripts("locks/redis.lua")
 
 
 class RedisLock:
-    """Named leases as keys of the same names; the server's clock ends them. ``url`` and ``tls`` as for the broker.
+    """Named leases as keys of the same names; the server's clock ends them. ``url`` and
+    ``options`` as for the broker.
 
     Where the reply to ``acquire`` is lost the lock may be held by a token that nobody knows, until its time is over.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        reply_timeout: float = REPLY_TIMEOUT,
-        tls: ssl.SSLContext | None = None,
-        client_name: str = "",
-    ) -> None:
-        self._link = RedisLink(
-            parse_url(url, tls),
-            connect_timeout=connect_timeout,
-            reply_timeout=reply_timeout,
-            client_name=client_name,
-            max_connections=2,
-        )
+    def __init__(self, url: str, **options: Unpack[Options]) -> None:
+        self._link = link_to(url, options, max_connections=2)
 
     @property
     def address(self) -> str:
-        return str(self._link.address)
+        return self._link.address
 
     def connect_with(self, url: str, **options: Any) -> None:
-        self._link.connect_with(url, **options)
+        reconnect(self._link, url, cast(Options, options))
 
     async def open(self) -> None:
         await self._link.open()
@@ -91,7 +78,8 @@ class RedisLock:
 
 def _companions(key: str) -> tuple[str, str]:
     """Who owes which turns, and how far the schedule has come."""
-    return f"{{{key}}}:aq:owner", f"{{{key}}}:aq:sent"
+    prefix = companion_prefix(key)
+    return f"{prefix}owner", f"{prefix}sent"
 
 
 def _milliseconds(seconds: float) -> int:

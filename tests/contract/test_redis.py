@@ -21,7 +21,7 @@ from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.redis import RedisBackend
 from asyncqueue.brokers.base import Ack, Bury, Delivery, GroupEnd, Message, Nack, Settled, Unsettled
 from asyncqueue.brokers.redis import RedisBroker
-from asyncqueue.connections.redis import parse_url
+from asyncqueue.connections.redis_place import Alone, parse_url
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.locks.redis import RedisLock
 from asyncqueue.signature import Arg, Plan, Signature
@@ -330,14 +330,16 @@ async def test_what_a_user_may_not_do_is_refused_with_the_reason(start_server: S
     ],
 )
 def test_a_url_says_where_and_who(url: str, expected: tuple[object, ...]) -> None:
-    address = parse_url(url)
+    place = parse_url(url)
+    assert isinstance(place, Alone)
+    address = place.server
     found = (address.host, address.port, address.path, address.db, address.username, address.password)
     assert found == expected
     assert address.tls is None
 
 
 def test_rediss_verifies_certificate_and_name() -> None:
-    tls = parse_url("rediss://h").tls
+    tls = parse_url("rediss://h").like.tls
     assert tls is not None
     assert (tls.verify_mode.name, tls.check_hostname) == ("CERT_REQUIRED", True)
 
@@ -355,7 +357,7 @@ def test_rediss_verifies_certificate_and_name() -> None:
         f"redis://:{CANARY}@h/db",
         f"redis://:{CANARY}@h/1?unknown=1",
         f"redis://:{CANARY}@h/1?ssl_ca_certs=x",
-        f"redis://:{CANARY}@h:1,h:2",
+        f"redis://:{CANARY}@h:1,h:2/1",
         f"rediss://:{CANARY}@h?ssl_ca_certs=/no/such/file",
         f"redis+socket://:{CANARY}@",
         f"redis+socket://:{CANARY}@/a:/b",
@@ -1314,7 +1316,7 @@ async def test_the_queues_that_were_used_are_known_to_others(redis_url: str) -> 
 
 
 async def test_a_state_that_anybody_wrote_wakes(lone_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncqueue.backends.redis.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
+    monkeypatch.setattr("asyncqueue.connections.redis_tracking.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
     async with opened(RedisBackend(lone_redis_url)) as backend, outsider(lone_redis_url) as redis:
         await backend.begin([pending("a"), pending("b"), pending("c")])
         endings = backend.watch(["task_a", "task_b", "task_c"])
