@@ -185,15 +185,15 @@ class QueueDepth:
     """
 
     queue: str
-    ready: int
+    ready: int | None
     held: int | None
     delayed: int | None
-    dead: int
+    dead: int | None
 
     @property
     def pending(self) -> int:
         """How many are not done with: ready, held or delayed, as far as the service tells."""
-        return self.ready + (self.held or 0) + (self.delayed or 0)
+        return (self.ready or 0) + (self.held or 0) + (self.delayed or 0)
 
 
 @runtime_checkable
