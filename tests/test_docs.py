@@ -5,6 +5,8 @@ In every page, in order, in one empty folder per page:
 - a `python` block is run; one whose first line is a comment with a file name (`# app.py`) is saved under that name
   instead, for the blocks after it, and so is a `yaml` block;
 - a `python no-run` block is compiled only: a fragment that needs something a test cannot have;
+- a `yaml` block configures a server, and so does an `env` block: those of a page say the same, one by one, and on the
+  page of a broker they lead to the broker that its Python imports;
 - a `console` block is a shell session: its lines that start with `$ ` are run in one shell, and the other lines must be
   what they print on standard output. What it left in the background is stopped when it ends;
 - every other block (`sh`, plain) is only looked at.
@@ -23,12 +25,15 @@ from pathlib import Path
 
 import pytest
 
+from asyncqueue import Server
+
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 DEADLINE = 120
 
 _FENCE = re.compile(r"^```(?P<kind>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+_BROKER = re.compile(r"^from asyncqueue\.brokers\.\w+ import \w+$", re.MULTILINE)
 _FILE = re.compile(r"# (?P<name>[\w/]+\.(?:py|yaml))$")
 
 
@@ -79,6 +84,35 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     targets = [found["target"] for found in _LINK.finditer(prose)]
     local = [target.partition("#")[0] for target in targets if not re.match(r"https?:|mailto:|#", target)]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_files_and_environments_of_a_page_configure_the_same_servers(page: Path, tmp_path: Path) -> None:
+    files, environments = (
+        [_server(block, tmp_path) for block in _blocks(page) if block.kind == kind] for kind in ("yaml", "env")
+    )
+    assert [server.settings for server in files] == [server.settings for server in environments]
+    for server in (*files, *environments):
+        server._stores.make()  # drivers that are not open: whatever there is to find fault with, they find here
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "brokers").glob("*.md")), ids=_name)
+def test_the_page_of_a_broker_leads_to_it_by_a_file_and_by_the_environment(page: Path, tmp_path: Path) -> None:
+    imported = set(_BROKER.findall(page.read_text()))
+    assert len(imported) == 1, f"{page.name} is to show which broker it is about"
+    for kind in ("yaml", "env"):
+        blocks = [block for block in _blocks(page) if block.kind == kind]
+        brokers = [type(_server(block, tmp_path)._stores.make()[0]) for block in blocks]
+        assert {f"from {broker.__module__} import {broker.__name__}" for broker in brokers} == imported, kind
+
+
+def _server(block: Block, folder: Path) -> Server:
+    """The server that a block of settings makes, not connected."""
+    if block.kind == "env":
+        return Server.from_env(dict(line.split("=", 1) for line in block.text.splitlines() if line))
+    path = folder / "settings.yaml"
+    path.write_text(block.text)
+    return Server.from_yaml(path)
 
 
 def _run_python(block: Block, folder: Path) -> None:
