@@ -114,8 +114,6 @@ def check(broker: str, backend: str, lock: str, settings: Settings) -> None:
     for kind, url in (("broker", broker), ("result backend", backend), ("lock", lock)):
         if not (kind == "lock" and not url) and not (kind == "result backend" and scheme_of(url) == NULL):
             _known(kind, url)
-    if any(scheme_of(url) in _REDIS_SCHEMES for url in (broker, backend, lock)):
-        _check_redis(settings)
 
 
 def lock_beside(broker: str, backend: str) -> str:
@@ -222,6 +220,10 @@ def _redis_access(url: str, settings: Settings, *, lease: float | None = None) -
         "connect_timeout": min(redis.connect_timeout or _LONG, longest),
         "reply_timeout": min(redis.read_timeout or _LONG, longest),
         "client_name": redis.client_name,
+        "cluster": redis.cluster_mode or redis.cluster_enabled,
+        "master_name": redis.master_name,
+        "sentinel_password": redis.sentinel_password.get_secret_value(),
+        "replicas": redis.wait_for_replicas,
         # TLS is for the scheme to turn on; the settings only say how
         "tls": _tls_context(**said) if said and scheme_of(url) == "rediss" else None,
     }
@@ -288,20 +290,6 @@ def _known(kind: str, url: str) -> Driver:
 
 def _begins(url: str, start: str) -> bool:
     return url.lower().startswith(start if ":" in start else f"{start}:")
-
-
-def _check_redis(settings: Settings) -> None:
-    """Raise ``ConfigError`` where Sentinel or Cluster is asked for: a URL taken for one plain server would be wrong."""
-    redis = settings.redis
-    for key, said in (
-        ("master_name", redis.master_name),
-        ("cluster_mode", redis.cluster_mode),
-        ("cluster_enabled", redis.cluster_enabled),
-    ):
-        if said:
-            raise ConfigError(
-                f"redis.{key}: this version reaches one Redis server; it knows no Sentinel or Cluster yet"
-            )
 
 
 def _load(kind: str, url: str, target: str | None) -> Any:

@@ -27,14 +27,24 @@ from tests.services import (
     PubSubServer,
     Rabbit,
     RabbitServer,
+    RedisCluster,
+    RedisSentinel,
     RedisServer,
-    Server,
     ServiceMissing,
+    ValkeyServer,
     share,
     wait_until_reachable,
 )
 
-AnyServer = TypeVar("AnyServer", bound=Server)
+
+class Startable(Protocol):
+    """A server, or several that are one service."""
+
+    def start(self) -> object: ...
+    def stop(self) -> None: ...
+
+
+AnyServer = TypeVar("AnyServer", bound=Startable)
 DATABASES = 64
 
 
@@ -104,6 +114,50 @@ def shared_redis_tls() -> Iterator[str]:
 def redis_tls_url(shared_redis_tls: str) -> Iterator[str]:
     """``rediss://…/N?ssl_ca_certs=…``: an empty database behind TLS; its certificate is for localhost."""
     yield from _empty_database(shared_redis_tls)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[str]:
+    """The URL of one Valkey for the whole session: a server version more."""
+    server = _start(ValkeyServer(databases=DATABASES))
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def valkey_url(shared_valkey: str) -> Iterator[str]:
+    """``redis://…/N``: an empty database of a Valkey."""
+    yield from _empty_database(shared_valkey)
+
+
+@pytest.fixture(scope="session")
+def shared_redis_sentinel() -> Iterator[RedisSentinel]:
+    """One master with its replica and sentinels for the whole session: not to be killed."""
+    group = _start(RedisSentinel(databases=DATABASES))
+    yield group
+    group.stop()
+
+
+@pytest.fixture
+def redis_sentinel_url(shared_redis_sentinel: RedisSentinel) -> Iterator[str]:
+    """``redis://sentinel,sentinel,sentinel/N``: an empty database of the master ``mymaster`` that they watch."""
+    for url in _empty_database(shared_redis_sentinel.master.url):
+        yield shared_redis_sentinel.url.removesuffix("/0") + urlsplit(url).path
+
+
+@pytest.fixture(scope="session")
+def shared_redis_cluster() -> Iterator[RedisCluster]:
+    """One cluster of three masters for the whole session: not to be killed."""
+    cluster = _start(RedisCluster())
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def redis_cluster_url(shared_redis_cluster: RedisCluster) -> Iterator[str]:
+    """``redis://node,node,node``: an empty cluster."""
+    yield shared_redis_cluster.url
+    shared_redis_cluster.flush()
 
 
 @pytest.fixture(scope="session")
@@ -191,7 +245,7 @@ def pubsub_url(shared_pubsub: str) -> str:
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """``start_server(RedisServer(password="…"))`` starts a server of this test's own, stopped at its end."""
-    servers: list[Server] = []
+    servers: list[Startable] = []
 
     def start(server: AnyServer) -> AnyServer:
         servers.append(server)
@@ -248,7 +302,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _start(server: AnyServer) -> AnyServer:
     reason = ""
     try:
-        return server.start()
+        server.start()
+        return server
     except ServiceMissing as exc:
         reason = str(exc)
     unavailable(reason)

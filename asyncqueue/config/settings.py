@@ -292,12 +292,12 @@ class RedisSettings(Section):
     ] = ""
     master_name: Annotated[
         str,
-        Field(description="Name of the master that Sentinel watches: refused, there is no Sentinel yet."),
+        Field(description="Name of the master that sentinels watch, whose addresses are in the URL; empty: none do."),
         Key("never", env=("REDIS_MASTER_NAME",)),
     ] = ""
     cluster_mode: Annotated[
         bool,
-        Field(description="Whether the server is a cluster: refused, there is no Cluster yet."),
+        Field(description="Whether a URL with one address leads to a cluster, as one with several always does."),
         Key("never", env=("REDIS_CLUSTER_MODE",)),
     ] = False
     cluster_enabled: Annotated[
@@ -307,9 +307,18 @@ class RedisSettings(Section):
     ] = False
     sentinel_password: Annotated[
         SecretStr,
-        Field(description="Password of the sentinels themselves: of no meaning here yet."),
+        Field(description="Password of the sentinels themselves; the URL's is the master's."),
         Key("at reconnect", env=("REDIS_SENTINEL_PASSWORD",), show="never"),
     ] = SecretStr("")
+    wait_for_replicas: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="How many replicas must have what is sent or recorded before that counts as done; 0: none.",
+        ),
+        Key("at reconnect", unit="replicas", env=("REDIS_WAIT_FOR_REPLICAS",)),
+    ] = 0
 
 
 class DynamoDBSettings(Section):

@@ -47,6 +47,11 @@ else
 end
 return {kind == 'group' and 'members' or 'parts', inner}
 
+--@ lock
+-- KEYS: lock   ARGV: token, ttl ms   Returns the token that holds it then.
+if redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX') then return ARGV[1] end
+return redis.call('GET', KEYS[1])
+
 --@ unlock allow-oom
 -- KEYS: lock   ARGV: token   Returns 1, or 0 where the token does not hold it.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end

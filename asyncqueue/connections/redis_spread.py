@@ -94,9 +94,12 @@ class SpreadGroups:
         claim = await self._claimed(group_id, args, "none")
         if claim is not GroupClaim.BUSY:
             return claim
-        token = secrets.token_hex(16)
-        if not await self._link.call("SET", MUTEX, token, "NX", "PX", MUTEX_TTL):
-            return GroupClaim.BUSY
+        name = f"aq:{group_id}:"
+        token = f"{name}{secrets.token_hex(8)}".encode()
+        holder = await self._link.run(_SCRIPTS["lock"], (MUTEX,), (token, MUTEX_TTL))
+        if holder != token:
+            # one of ours that is about to claim this group holds its own message until what follows is sent
+            return GroupClaim.TAKEN if holder.startswith(name.encode()) else GroupClaim.BUSY
         try:
             return await self._claimed(group_id, args, "mine")
         finally:

