@@ -43,6 +43,11 @@ def tell(item: pytest.Item) -> None:
         item.user_properties.append((_CELL, cell))
 
 
+def note(item: pytest.Item, section: str, test: str, driver: str, skipped: str = "") -> None:
+    """Note one more cell that a running test is about; ``skipped`` says why it cannot be, on this driver."""
+    item.user_properties.append((_CELL, (section, test, driver, skipped)))
+
+
 def print_table(reporter: pytest.TerminalReporter) -> None:
     """The table of what ran."""
     table = _Table()
@@ -50,7 +55,8 @@ def print_table(reporter: pytest.TerminalReporter) -> None:
         for report in reporter.stats.get(outcome, []):
             for name, cell in getattr(report, "user_properties", ()):
                 if name == _CELL and (report.when == "call" or outcome != "passed"):
-                    table.add(cell, outcome, _reason(report))
+                    *place, skipped = cell
+                    table.add(place, "skipped" if skipped else outcome, skipped or _reason(report))
     if len(table.drivers) < FEWEST:
         return
     reporter.section("test by driver")
@@ -59,17 +65,17 @@ def print_table(reporter: pytest.TerminalReporter) -> None:
 
 
 def _cell_of(item: pytest.Item) -> Sequence[str] | None:
-    """Section, test and driver."""
+    """Section, test, driver, and why it is skipped."""
     if not isinstance(item, pytest.Function):
         return None
     page = item.cls
     if page is not None and (suite := _suite_of(page, item.originalname)):
-        return suite, item.originalname, getattr(page, "driver", "") or _driver_named_by(item.path.stem)
+        return suite, item.originalname, getattr(page, "driver", "") or _driver_named_by(item.path.stem), ""
     params: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
     kind = next((params[name] for name in KINDS if isinstance(params.get(name), str)), None)
     if kind is None:
         return None
-    return f"{item.path.parent.name}/{item.path.stem}", item.originalname, kind.partition("+")[0]
+    return f"{item.path.parent.name}/{item.path.stem}", item.originalname, kind.partition("+")[0], ""
 
 
 def _suite_of(page: type, test: str) -> str | None:

@@ -113,12 +113,12 @@ def test_a_numbered_example_prints_what_its_page_says(
 ) -> None:
     wants_redis = "REDIS_URL" in example.read_text()
     environment = {"REDIS_URL": str(request.getfixturevalue("redis_url"))} if wants_redis else {}
-    ran = _run([str(example)], tmp_path, **environment)
-    assert (ran.returncode, ran.stdout.splitlines()) == (0, _promised(example)), ran.stderr
+    ran = run([str(example)], tmp_path, **environment)
+    assert (ran.returncode, ran.stdout.splitlines()) == (0, promised(example)), ran.stderr
 
 
 def test_the_example_that_wants_redis_says_so_where_there_is_none(tmp_path: Path) -> None:
-    ran = _run([str(EXAMPLES / "08_message_from_elsewhere.py")], tmp_path)
+    ran = run([str(EXAMPLES / "08_message_from_elsewhere.py")], tmp_path)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("set REDIS_URL to a Redis")
 
@@ -126,9 +126,9 @@ def test_the_example_that_wants_redis_says_so_where_there_is_none(tmp_path: Path
 def test_workers_by_command_line_run_the_tasks_of_a_module(programs: Programs) -> None:
     shutil.copy(EXAMPLES / "shop.py", programs.folder)
     workers = [programs.worker("shop:server", "--queue", "orders", "--queue", "letters") for _ in range(2)]
-    ran = _run(["shop.py", "apple", "3"], programs.folder)
+    ran = run(["shop.py", "apple", "3"], programs.folder)
     assert ran.stdout.splitlines() == ["3 apples: 1.50", "Dear Ada, your order is on its way."], ran.stderr
-    sent = _run(
+    sent = run(
         ["-m", "asyncqueue", "send", "shop:server", "price_of", "--args", '["melon", 4]', "--wait", "30"],
         programs.folder,
     )
@@ -171,7 +171,7 @@ def test_an_aiohttp_app_has_its_worker_inside_and_stops_it(programs: Programs) -
 
 
 def test_the_demo_measures_the_standard_library_with_two_processes(tmp_path: Path) -> None:
-    ran = _run([str(EXAMPLES / "demo.py")], tmp_path, TMPDIR=str(tmp_path))
+    ran = run([str(EXAMPLES / "demo.py")], tmp_path, TMPDIR=str(tmp_path))
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     first = re.match(r"(\d+) files of .+, 2 worker processes", lines[0])
@@ -209,7 +209,7 @@ def test_the_demo_draws_a_bar_on_a_terminal(tmp_path: Path) -> None:
 
 
 def test_the_demo_fails_clearly_where_there_is_nothing_to_measure(tmp_path: Path) -> None:
-    ran = _run([str(EXAMPLES / "demo.py"), str(tmp_path)], tmp_path)
+    ran = run([str(EXAMPLES / "demo.py"), str(tmp_path)], tmp_path)
     assert (ran.returncode, ran.stderr) == (1, f"demo: no .py files in {tmp_path}\n")
 
 
@@ -228,7 +228,7 @@ def test_the_demo_fails_clearly_when_a_worker_dies(programs: Programs) -> None:
         os.kill(int(children[1]), 0)
 
 
-def _run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
@@ -244,7 +244,7 @@ def _environment(folder: Path, **more: str) -> dict[str, str]:
     return unset | {"PYTHONPATH": str(ROOT)} | more
 
 
-def _promised(example: Path) -> list[str]:
+def promised(example: Path) -> list[str]:
     """The indented lines under ``Prints:`` in its docstring."""
     text = ast.get_docstring(ast.parse(example.read_text())) or ""
     _, found, promised = text.partition("Prints:\n\n")
