@@ -218,7 +218,7 @@ class Stores:
         self._own_backend = _driver(choice.backend)
         self._own_lock = _driver(choice.lock)
         self._broker_url, self._backend_url, self._lock_url = self._urls(choice)
-        urls.check(self._broker_url, self._backend_url, self._lock_url, self.settings)
+        urls.check(self._broker_url, self._backend_url, self._lock_url)
 
     def _urls(self, choice: Choice) -> tuple[str, str, str]:
         """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""

@@ -108,9 +108,8 @@ def scheme_of(url: str) -> str:
     return url.partition(":")[0].lower() if ":" in url else url.lower()
 
 
-def check(broker: str, backend: str, lock: str, settings: Settings) -> None:
-    """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be, and for settings
-    that ask for a kind of service that no driver can reach."""
+def check(broker: str, backend: str, lock: str) -> None:
+    """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be."""
     for kind, url in (("broker", broker), ("result backend", backend), ("lock", lock)):
         if not (kind == "lock" and not url) and not (kind == "result backend" and scheme_of(url) == NULL):
             _known(kind, url)

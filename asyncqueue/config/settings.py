@@ -317,7 +317,7 @@ class RedisSettings(Section):
             le=100,
             description="How many replicas must have what is sent or recorded before that counts as done; 0: none.",
         ),
-        Key("at reconnect", unit="replicas", env=("REDIS_WAIT_FOR_REPLICAS",)),
+        Key("at reconnect", unit="replicas"),
     ] = 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -282,11 +283,7 @@ class RedisSentinel(RedisGroup):
         for sentinel in self.sentinels:
             sentinel.wait_ready()
         for sentinel in self.sentinels:
-            _wait(
-                lambda each=sentinel: (
-                    "status=ok," in (said := each.call("INFO", "sentinel")) and "slaves=1,sentinels=3" in said
-                )
-            )
+            _wait_until(sentinel, "INFO", "sentinel", says=r"status=ok,.*slaves=1,sentinels=3")
 
 
 class RedisCluster(RedisGroup):
@@ -323,13 +320,13 @@ class RedisCluster(RedisGroup):
         for node in others:
             node.call("CLUSTER", "MEET", "127.0.0.1", str(first.port))
         for node in self.servers:
-            _wait(lambda each=node: f"cluster_known_nodes:{len(self.servers)}\r" in each.call("CLUSTER", "INFO"))
+            _wait_until(node, "CLUSTER", "INFO", says=rf"cluster_known_nodes:{len(self.servers)}\r")
         for node, master in zip(self.servers[3:], masters, strict=False):
             node.call("CLUSTER", "REPLICATE", master.call("CLUSTER", "MYID").strip())
         for node in self.servers:
-            _wait(lambda each=node: "cluster_state:ok" in each.call("CLUSTER", "INFO"))
+            _wait_until(node, "CLUSTER", "INFO", says="cluster_state:ok")
         for node in self.servers[3:]:
-            _wait(lambda each=node: "master_link_status:up" in each.call("INFO", "replication"))
+            _wait_until(node, "INFO", "replication", says="master_link_status:up")
 
     def owner_of(self, key: str) -> RedisServer:
         """The master that has a key, as its own node says."""
@@ -372,11 +369,11 @@ def _role(server: RedisServer) -> str:
     return next((line.removeprefix("role:").strip() for line in said.splitlines() if line.startswith("role:")), "")
 
 
-def _wait(holds: Callable[[], bool]) -> None:
+def _wait_until(server: RedisServer, *command: str, says: str) -> None:
     deadline = time.monotonic() + START_DEADLINE
-    while not holds():
+    while not re.search(says, server.call(*command)):
         if time.monotonic() > deadline:
-            raise StartFailed("the servers did not find each other")
+            raise StartFailed(f"{server.name} did not find the others: {server.call(*command)}")
         time.sleep(0.02)
 
 
