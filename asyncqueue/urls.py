@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Reconnecting
 from asyncqueue.config.settings import Settings
+from asyncqueue.config.sources import pubsub_emulator
 from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
@@ -62,6 +63,14 @@ _SQS = Driver(
     None,
     extra="aws",
 )
+_PUBSUB = Driver(
+    "Google Pub/Sub",
+    "gcppubsub://my-project/my-subscription",
+    "asyncqueue.brokers.pubsub:PubSubBroker",
+    None,
+    None,
+    extra="gcp",
+)
 
 DRIVERS: Mapping[str, Driver] = {
     "sqlite": _SQLITE,
@@ -74,13 +83,13 @@ DRIVERS: Mapping[str, Driver] = {
     "amqps": _AMQP,
     "https": _SQS,
     "http": _SQS,
+    "gcppubsub": _PUBSUB,
 }
 """Every scheme that this version knows."""
 
 
 LATER: Mapping[str, str] = {
     "https://dynamodb": "Amazon DynamoDB",
-    "gcppubsub": "Google Pub/Sub",
     "mongodb": "MongoDB",
     "mongodb+srv": "MongoDB",
     "memcache": "Memcached",
@@ -166,6 +175,19 @@ def broker_for(url: str, settings: Settings) -> Broker:
                     lease=sqs.receive_visibility_timeout or settings.worker.lease,
                     least_wait=sqs.receive_wait_time_seconds,
                     create_queues=sqs.create_queues,
+                ),
+            )
+        case "gcppubsub":
+            pubsub = settings.gcppubsub
+            return cast(
+                Broker,
+                made(
+                    url,
+                    default_queue=settings.default_queue,
+                    emulator=pubsub_emulator(),
+                    lease=settings.worker.lease,
+                    max_extension=pubsub.max_extension,
+                    create_topics=pubsub.create_topics,
                 ),
             )
         case _:

@@ -59,8 +59,8 @@ MOST_DEAD = 1_000
 TEND = 1.0
 """How often (seconds) to look for delayed messages that are due."""
 
-EXACT = 10
-"""Within so many seconds of its time, a delayed message is kept to the second; before that, by tens of seconds."""
+NEAR = 5.0
+"""What is due within so many seconds is kept by who looked at it, and moved at its time."""
 
 RENEW = 86_400.0
 """At what age (seconds) a delayed message is published anew: the service drops what is a week old."""
@@ -87,6 +87,14 @@ class _Intake:
 
     pull: asyncio.Task[Sequence[Delivery]] | None = None
     ready: list[Delivery] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """A delayed message that is due soon, ours until ``ends_at`` (monotonic seconds)."""
+
+    message: Received
+    ends_at: float
 
 
 class PubSubBroker:
@@ -128,7 +136,7 @@ class PubSubBroker:
         self._known: dict[str, Subscription | None] = {}
         self._learning = asyncio.Lock()
         self._intakes: dict[str, _Intake] = {}
-        self._ends: set[float] = set()
+        self._near: dict[str, list[_Near]] = {}
         # what the service has of a verb that did not come to its end: when that is repeated, it is not sent again
         self._sent: dict[str, None] = {}
 
@@ -165,8 +173,12 @@ class PubSubBroker:
             pull.cancel()
         await asyncio.gather(*pulls, return_exceptions=True)
         mine, self._mine = list(self._mine.values()), {}
+        near, self._near = self._near, {}
         with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
             await self.nack(mine)
+            await _all(
+                self._show_again(_delayed(queue), [each.message for each in some]) for queue, some in near.items()
+            )
         self._known.clear()
         self._is_open = False
         await self._link.close()
@@ -366,42 +378,43 @@ class PubSubBroker:
     # ------------------------------------------------------------------------------------------------ tend
 
     async def tend(self, queues: Sequence[str]) -> float:
-        counts = await asyncio.gather(*map(self._release, queues))
-        now = self._clock.monotonic()
-        self._ends = {end for end in self._ends if end > now}
-        if max(counts, default=0) == MAX_BATCH:
-            return 0.0
-        return min(TEND, min(self._ends, default=math.inf) - now)
+        return min(await asyncio.gather(*map(self._release, queues)), default=TEND)
 
-    async def _release(self, queue: str) -> int:
-        """Move what is due to its queue, and keep the rest for longer; returns how much there was to look at."""
+    async def _release(self, queue: str) -> float:
+        """Move what is due to its queue, and keep the rest for longer; returns when (in seconds) to look again."""
         waiting = _delayed(queue)
         name = self._subscription(waiting)
+        since = self._clock.monotonic()
         try:
             found = await self._link.pull(name, MAX_BATCH, wait=0.0)
         except Missing:  # nothing was ever delayed
-            return 0
+            return TEND
         now = self._now()
-        moves: list[tuple[Received, _Sending]] = []
-        holds: dict[int, list[str]] = {}
-        for each in found:
-            left = _due(each) - now
+        near = [each for each in self._near.pop(queue, ()) if each.ends_at > since]
+        due: list[tuple[Received, _Sending]] = []
+        later: dict[int, list[str]] = {}
+        soon: list[_Near] = []
+        for each in (*near, *(_Near(message, since + LEAST_DEADLINE) for message in found)):
+            message, left = each.message, _due(each.message) - now
             if left <= 0:
-                moves.append((each, _Sending(queue, f"due/{each.message_id}", _released(each))))
-            elif now - each.published_at > RENEW:
-                post = Post(each.body, each.attributes)
-                moves.append((each, _Sending(waiting, f"renewed/{each.message_id}", post)))
+                due.append((message, _Sending(queue, f"due/{message.message_id}", _released(message))))
+            elif left <= NEAR:
+                soon.append(each)
+            elif now - message.published_at > RENEW:
+                post = Post(message.body, message.attributes)
+                due.append((message, _Sending(waiting, f"renewed/{message.message_id}", post)))
             else:
-                holds.setdefault(_hold(left), []).append(each.ack_id)
-        sendings = [sending for _, sending in moves]
-        since = self._clock.monotonic()
-        await _all(self._link.modify_deadline(name, ack_ids, seconds) for seconds, ack_ids in holds.items())
-        self._ends |= {since + seconds for seconds in holds if seconds <= EXACT}
+                later.setdefault(_hold(left), []).append(message.ack_id)
+        self._near[queue] = soon
+        sendings = [sending for _, sending in due]
+        await _all(self._link.modify_deadline(name, ack_ids, seconds) for seconds, ack_ids in later.items())
         await self._send(sendings)
-        if moves:
-            await self._link.acknowledge(name, [each.ack_id for each, _ in moves])
+        if due:
+            await self._link.acknowledge(name, [message.ack_id for message, _ in due])
         self._forget(sendings)
-        return len(found)
+        if len(found) == MAX_BATCH:
+            return 0.0
+        return max(0.0, min(TEND, min((_due(each.message) for each in soon), default=math.inf) - self._now()))
 
     # ------------------------------------------------------------------------------------------------ inspect
 
@@ -440,7 +453,7 @@ class PubSubBroker:
 
     async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
         found = await self._look_at_dead(queue)
-        await self._show_again(queue, [each for each, _ in found])
+        await self._show_again(_dead_letter(queue), [each for each, _ in found])
         return [entry for _, entry in found][offset : offset + max(0, limit)]
 
     async def requeue(self, queue: str, ids: Sequence[str]) -> int:
@@ -469,7 +482,7 @@ class PubSubBroker:
                 letter = self._subscription(_dead_letter(queue))
                 await self._link.acknowledge(letter, [each.ack_id for each, _ in taken])
         finally:
-            await self._show_again(queue, [each for each, entry in found if entry.id not in wanted])
+            await self._show_again(_dead_letter(queue), [each for each, entry in found if entry.id not in wanted])
         for _, entry in taken:
             self._sent.pop(f"requeued/{entry.id}", None)
         return len(taken)
@@ -491,9 +504,7 @@ class PubSubBroker:
         return sorted(found.values(), key=lambda each: (each[1].buried_at, each[0].published_at, each[1].id))
 
     async def _show_again(self, queue: str, shown: Sequence[Received]) -> None:
-        if shown:
-            letter = self._subscription(_dead_letter(queue))
-            await self._link.modify_deadline(letter, [each.ack_id for each in shown], 0)
+        await self._link.modify_deadline(self._subscription(queue), [each.ack_id for each in shown], 0)
 
     # ------------------------------------------------------------------------------------------------ places
 
@@ -617,10 +628,10 @@ def _due(message: Received) -> float:
 
 
 def _hold(left: float) -> int:
-    """For how long (seconds) to keep what is due then: few different times, so that few requests say them all."""
-    if left > EXACT:
-        return min(MAX_LEASE, int(left) // EXACT * EXACT)
-    return math.ceil(left)
+    """For how long (seconds) to keep what is due then, so that it is looked at again shortly before: few different
+    times, so that few requests say them all."""
+    hold = left - NEAR / 2
+    return int(hold) if hold < 20 else min(MAX_LEASE, int(hold) // 10 * 10)
 
 
 def _is_over(pull: asyncio.Task[Any] | None) -> bool:

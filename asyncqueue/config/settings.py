@@ -337,13 +337,18 @@ class DynamoDBSettings(Section):
 
 
 class GCPPubSubSettings(Section):
-    """Google Pub/Sub: leases."""
+    """Google Pub/Sub: leases, topics and subscriptions."""
 
     max_extension: Annotated[
         Seconds,
         Field(description="How long in all a message's lease is extended; 0: as long as its task runs."),
-        Key("at once", unit="s"),
+        Key("never", unit="s"),
     ] = 0.0
+    create_topics: Annotated[
+        bool,
+        Field(description="Whether a topic or a subscription that is not there is made when it is first used."),
+        Key("never"),
+    ] = True
 
 
 class MongoDBSettings(Section):

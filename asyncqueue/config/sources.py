@@ -70,6 +70,12 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings.parse(_nested(values), "environment", names)
 
 
+def pubsub_emulator(environ: Mapping[str, str] | None = None) -> str:
+    """``host:port`` of the Pub/Sub emulator that ``PUBSUB_EMULATOR_HOST`` names, which all of Google's own clients heed,
+    however else they are set up; empty: none. ``environ`` is the process's environment if None."""
+    return (os.environ if environ is None else environ).get("PUBSUB_EMULATOR_HOST", "")
+
+
 def from_overrides(values: Mapping[str, object]) -> Settings:
     """Settings that a caller gives, nested or with dotted keys. Raises ``ConfigError``."""
     return Settings.parse(_nested(values), "settings")

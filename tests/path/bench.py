@@ -35,7 +35,7 @@ class Stores:
     @property
     def lease(self) -> float:
         """A short lease (seconds) that the broker can have."""
-        return {"sqs+redis": 5.0, "pubsub+redis": 10.0}.get(self.kind, 2.0)
+        return {"sqs+redis": 5.0, "pubsub+redis": 3.0}.get(self.kind, 2.0)
 
 
 class Bench:

@@ -14,7 +14,7 @@ from tests.path.bench import Bench, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
-FAR = ("rabbit+redis", "sqs+redis")
+FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
@@ -95,6 +95,10 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
             return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
         case "sqs+redis":
             return Stores(kind, request.getfixturevalue("sqs_url"), request.getfixturevalue("redis_url"))
+        case "pubsub+redis":
+            return Stores(kind, request.getfixturevalue("pubsub_url"), request.getfixturevalue("redis_url"))
+        case "pubsub+sqlite":
+            return Stores(kind, request.getfixturevalue("pubsub_url"), sqlite)
         case "rabbit+redis":
             return Stores(kind, request.getfixturevalue("amqp_url"), request.getfixturevalue("redis_url"))
         case "rabbit+sqlite":

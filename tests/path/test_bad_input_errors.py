@@ -89,7 +89,6 @@ def test_a_misspelt_scheme_is_told_the_nearest_one(url: str, near: str) -> None:
     ("url", "service"),
     [
         ("https://dynamodb.us-east-2.amazonaws.com", "Amazon DynamoDB"),
-        ("gcppubsub://project/subscription", "Google Pub/Sub"),
         (f"mongodb://u:{CANARY}@h/db", "MongoDB"),
         (f"mongodb+srv://u:{CANARY}@h/db", "MongoDB"),
         ("memcache://h1,h2", "Memcached"),
@@ -122,12 +121,20 @@ def test_a_missing_client_library_is_told_the_extra(monkeypatch: pytest.MonkeyPa
         urls.lock_for("amqp://h/", Settings())
 
 
-@pytest.mark.parametrize("key", ["master_name", "cluster_mode", "cluster_enabled"])
-def test_sentinel_and_cluster_are_refused_before_a_url_is_taken_for_something_else(key: str) -> None:
-    value = "mymaster" if key == "master_name" else True
-    with pytest.raises(ConfigError, match=rf"redis\.{key}: .*Sentinel or Cluster"):
-        Server("redis://h", settings=Settings.parse({"redis": {key: value}}))
-    Server("memory://", settings=Settings.parse({"redis": {key: value}}))
+@pytest.mark.parametrize(
+    ("url", "redis", "said"),
+    [
+        ("redis://h,i/1", {}, "a cluster has no database but 0, and this asks for 1"),
+        ("redis://h/1", {"cluster_mode": True}, "a cluster has no database but 0"),
+        ("redis://h/1", {"cluster_enabled": True}, "a cluster has no database but 0"),
+        ("redis://h", {"cluster_mode": True, "master_name": "m"}, "both a cluster and"),
+        ("redis+socket:///tmp/x", {"master_name": "m"}, "behind a unix socket"),
+        ("redis://h,redis://i", {}, "the scheme stands once"),
+    ],
+)
+async def test_what_no_redis_can_be_is_said_in_words(url: str, redis: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        await Server(url, settings=Settings.parse({"redis": redis})).connected()
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:

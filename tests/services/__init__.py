@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from tests.services.pubsub import EmulatorServer, PubSubServer
 from tests.services.rabbit import Rabbit, RabbitServer
 from tests.services.redis import RedisCluster, RedisSentinel, RedisServer, ValkeyServer
 from tests.services.server import (
@@ -22,6 +23,8 @@ from tests.services.sqs import ElasticServer
 __all__ = [
     "VARIABLES",
     "ElasticServer",
+    "EmulatorServer",
+    "PubSubServer",
     "Rabbit",
     "RabbitServer",
     "RedisCluster",
@@ -43,5 +46,6 @@ VARIABLES = {
     "RABBITMQ_URL": "a RabbitMQ in which the tests may make virtual hosts, e.g. amqp://guest:guest@127.0.0.1:5672/",
     "RABBITMQ_MANAGEMENT_URL": "its management API, e.g. http://guest:guest@127.0.0.1:15672",
     "RABBITMQ_TLS_URL": "the same over TLS, e.g. amqps://guest:guest@localhost:5671/?cafile=.services/tls/ca.crt",
+    "PUBSUB_EMULATOR_HOST": "a Pub/Sub emulator, or pstest, in which the tests may make projects, e.g. 127.0.0.1:8085",
     "SQS_URL": "an SQS in which the tests may make queues, e.g. http://test:test@127.0.0.1:9324/000000000000?region=x",
 }
