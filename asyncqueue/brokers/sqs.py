@@ -32,6 +32,7 @@ from asyncqueue.connections.aws import (
 )
 from asyncqueue.connections.envelope import ATTEMPT, BASE64, ERROR, NAMES, Envelope, body_of, count, text_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
+from asyncqueue.workflow import COMPANION_SUFFIX
 
 MAX_BATCH = 10
 """The most messages in one request."""
@@ -67,7 +68,7 @@ MOST_DEAD = 1_000
 _SENT_AT, _MOVED_FROM = "SentTimestamp", "DeadLetterQueueSourceArn"
 _REDRIVE_TARGET = re.compile(r'"deadLetterTargetArn"\s*:\s*"[^"]*:([^":]+)"')
 _DENIED = ("AccessDenied", "AccessDeniedException")
-_FIFO = ".fifo"
+_FIFO, _DEAD, _COMPANION = ".fifo", ".dead", COMPANION_SUFFIX
 _REMEMBERED = 10_000
 
 
@@ -314,13 +315,14 @@ class SqsBroker:
     # ------------------------------------------------------------------------------------------------ inspect
 
     async def queues(self) -> Sequence[str]:
+        """By their names in SQS, but companion queues by ours."""
         names: list[str] = []
         more: dict[str, Any] = {}
         while True:
             reply = await self._link.call("list_queues", MaxResults=1_000, **more)
             names += [url.rpartition("/")[2] for url in reply.get("QueueUrls") or ()]
             if not reply.get("NextToken"):
-                return sorted(name for name in names if not name.endswith(_name(".dead")))
+                return sorted(_shown(name) for name in names if not name.endswith(_name(_DEAD)))
             more = {"NextToken": reply["NextToken"]}
 
     async def depth(self, queue: str) -> QueueDepth:
@@ -414,7 +416,7 @@ class SqsBroker:
         """Where the redrive policy of a queue leads to; a queue of our own where it has none, or we may not know."""
         if queue in self._dead_letters:
             return self._dead_letters[queue]
-        own = f"{queue}.dead"
+        own = f"{queue}{_DEAD}"
         try:
             reply = await self._call(queue, "get_queue_attributes", AttributeNames=["RedrivePolicy"])
         except Missing:  # it may be made yet, with one
@@ -498,6 +500,11 @@ def _name(queue: str) -> str:
     if not 1 <= len(name) <= 80:
         raise Refused(f"queue {queue!r}: in SQS a name has 1 to 80 letters, this one {len(name)}")
     return name
+
+
+def _shown(name: str) -> str:
+    base = name.removesuffix(_name(_COMPANION))
+    return name if base == name else base + _COMPANION
 
 
 def _delay(seconds: float) -> int:

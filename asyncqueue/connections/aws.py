@@ -243,6 +243,8 @@ class AwsLink:
                 return ConfigError(f"{self.address}: the region is not known: say ?region=… or set AWS_DEFAULT_REGION")
             case aws_errors.NoCredentialsError() | aws_errors.PartialCredentialsError():
                 return Refused(f"{text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role")
+            case aws_errors.HTTPClientError(kwargs={"error": AttributeError()}) if self._given is not None:
+                return Refused(f"{self.address}: {operation}: the client that was given is closed")
             case aws_errors.SSLError():
                 return Refused(text)
             case aws_errors.ConnectionError() | aws_errors.HTTPClientError() | aws_errors.CredentialRetrievalError():

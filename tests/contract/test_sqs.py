@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,15 +13,19 @@ from typing import Any
 
 import pytest
 from aiobotocore.session import AioSession
+from botocore.session import get_session
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncqueue import Server
 from asyncqueue.brokers import sqs
 from asyncqueue.brokers.base import Broker, Delivery, Message
-from asyncqueue.brokers.sqs import MAX_BYTES, SqsBroker
+from asyncqueue.brokers.sqs import MAX_BYTES, SqsBroker, _delay
 from asyncqueue.connections.aws import parse_url
 from asyncqueue.errors import ConfigError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.locks.sqlite import SqliteLock
 from asyncqueue.testing import BrokerContract, InspectorContract, broker_contract
+from asyncqueue.testing.clock import ManualClock
 from asyncqueue.testing.suite import BrokerSuite, names
 from tests.opened import opened
 from tests.services import free_port
@@ -71,9 +76,10 @@ class TestFifoQueues(TestBroker):
     knows_tokens = True
     uncounted_nacks = False
 
-    async def test_every_verb_takes_a_batch_of_500(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(broker_contract, "BATCH", 50)  # of 500 groups, ElasticMQ takes half a minute
-        await super().test_every_verb_takes_a_batch_of_500()
+    @pytest.fixture(autouse=True)
+    def batches_are_smaller(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of 500 message groups, ElasticMQ would take half a minute."""
+        monkeypatch.setattr(broker_contract, "BATCH", 50)
 
     async def test_the_longest_delay_is_accepted(self) -> None:
         pytest.skip("the service has no delays in FIFO queues: a worker gives back what comes early")
@@ -96,10 +102,12 @@ class TestOfItsOwn(OnSqs):
     broker: SqsBroker
 
     async def test_a_queues_name_is_made_fit_for_sqs(self) -> None:
-        self.queue = f"{self.queue}.aq"
-        await self.publish("a")
-        assert names(await self.fetch_until(1)) == ["a"]
-        assert await self.broker.queues() == [self.queue.replace(".", "-")]
+        name = self.queue
+        for self.queue in (f"{name}.high", f"{name}.aq"):
+            await self.publish("a")
+            assert names(await self.fetch_until(1)) == ["a"]
+        # a companion queue is known by its ending, and is shown by it
+        assert await self.broker.queues() == sorted([f"{name}-high", f"{name}.aq"])
 
     async def test_a_name_that_is_too_long_is_refused(self) -> None:
         with pytest.raises(Refused, match="1 to 80"):
@@ -163,6 +171,45 @@ class TestOfItsOwn(OnSqs):
         assert list(await self.broker.fetch(queue, 10, 0)) == []
         assert list(await self.broker.extend([delivery])) == [delivery]
 
+    @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+    async def test_what_leaves_no_room_for_facts_is_buried_without_them(self) -> None:
+        body = b"x" * (MAX_BYTES - 200)
+        await self.broker.publish([self.raw_message(body), self.raw_message(b"y" * MAX_BYTES)])
+        for delivery in await self.fetch_until(2):
+            await self.broker.bury([delivery], "reason", "e" * 10_000)
+        found = {entry.body[:1]: entry for entry in await self.broker.dead(self.queue, 10)}
+        assert (found[b"x"].body, found[b"x"].reason, found[b"x"].attempt) == (body, "reason", 1)
+        assert 0 < len(found[b"x"].error) < 200
+        assert (found[b"y"].body, found[b"y"].reason) == (b"y" * MAX_BYTES, "")
+
+    async def test_what_is_no_longer_to_be_had_is_lost_and_what_is_throttled_is_tried_again(self) -> None:
+        await self.publish("a", "b", "c")
+        held = await self.fetch_until(3)
+        faulty = Faulty(self.broker)
+        beyond = "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]"
+        faulty.fail_entries("change_message_visibility_batch", {"1"}, "InvalidParameterValue", beyond, is_ours=True)
+        assert list(await self.broker.extend(held)) == [held[1]]
+        for verb, operation in ((self.broker.extend, "change_message_visibility"), (self.broker.ack, "delete_message")):
+            faulty.fail_entries(f"{operation}_batch", {"1"}, "RequestThrottled", "slow down", is_ours=True)
+            with pytest.raises(Unavailable, match=rf"queue '{self.queue}', 1 failed: RequestThrottled: slow down"):
+                await verb(held)
+        faulty.fail_entries("delete_message_batch", {"0"}, "ReceiptHandleIsInvalid", "stale", is_ours=True)
+        await self.broker.ack(held)
+
+    async def test_purge_ends_at_what_was_sent_after_it_began(self) -> None:
+        await self.publish(*(f"m{number}" for number in range(30)))
+        broker = await self.opened(SqsBroker(self.url, lease=LEASE, clock=ManualClock(self.now() - 3_600.0)))
+        assert await broker.purge(self.queue) == 10
+        assert (await self.broker.depth(self.queue)).ready == 20
+        assert await self.broker.purge(self.queue) == 20
+
+    async def test_looking_waits_for_all_of_the_servers_of_sqs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.undo()
+        await self.publish("a", "b")
+        await self.broker.bury(await self.fetch_until(1), "reason", "error")
+        assert len(await self.broker.dead(self.queue, 10)) == 1
+        assert await self.broker.purge(self.queue) == 1
+
     async def test_a_late_message_is_shown_early_rather_than_refused(self) -> None:
         await self.broker.publish([self.message("a", not_before=self.now() + 86_400.0)])
         assert (await self.broker.depth(self.queue)).delayed == 1
@@ -191,6 +238,58 @@ class TestOfItsOwn(OnSqs):
         assert len(await self.fetch_until(1, queue=first.queue)) == 1
         assert list(await self.broker.fetch(first.queue, 10, 0)) == []
 
+    async def test_a_dead_message_goes_where_the_redrive_policy_of_its_queue_leads_to(self) -> None:
+        await self.redriven(self.queue, self.other_queue, after=10)
+        await self.publish("a", "b")
+        first, second = await self.fetch_until(2)
+        await self.broker.bury([first], "reason", "error")
+        await self.broker.bury([second], "reason", "error")
+        assert (await self.broker.depth(self.queue)).dead == (await self.broker.depth(self.other_queue)).ready == 2
+        one, other = await self.broker.dead(self.queue, 10)
+        assert (one.queue, one.body, one.reason, one.attempt) == (self.queue, first.body, "reason", 1)
+        assert await self.broker.drop(self.queue, [one.id]) == 1
+        assert await self.broker.requeue(self.queue, [other.id]) == 1
+        assert (await self.fetch_one()).body == second.body
+        assert await self.broker.queues() == sorted([self.queue, self.other_queue])
+
+    async def test_what_the_service_itself_took_away_is_a_dead_message_too(self) -> None:
+        began = self.now()
+        await self.redriven(self.queue, self.other_queue, after=1)
+        await self.publish("a")
+        delivery = await self.fetch_one()
+        await self.end_lease(delivery)
+        assert await self.fetch_now() == []
+        (entry,) = await self.broker.dead(self.queue, 10)
+        assert (entry.queue, entry.body, entry.reason) == (self.queue, delivery.body, "redrive")
+        assert f"policy of {self.queue}" in entry.error
+        assert began - 1 <= entry.buried_at <= self.now()
+        assert await self.broker.requeue(self.queue, [entry.id]) == 1
+        assert (await self.fetch_one()).attempt == 1
+
+    async def test_of_a_dead_letter_of_several_queues_each_shows_its_own(self) -> None:
+        letter = f"{self.queue}-letter"
+        for queue in (self.queue, self.other_queue):
+            await self.redriven(queue, letter, after=10)
+            await self.broker.publish([self.message("a", queue=queue)])
+            await self.broker.bury(await self.fetch_until(1, queue=queue), queue, "error")
+        for queue in (self.queue, self.other_queue) * 2:
+            (entry,) = await self.broker.dead(queue, 10)
+            assert (entry.queue, entry.reason) == (queue, queue)
+
+    async def test_a_queue_of_another_account_is_not_made_in_ours(self) -> None:
+        url = self.url.replace("000000000000", "111111111111")
+        broker = await self.opened(SqsBroker(url, lease=LEASE))
+        with pytest.raises(
+            Refused, match=rf"'{self.queue}'.*we may not use it.*of account 0{{12}}: make it in 1{{12}}"
+        ):
+            await broker.publish([self.message("a")])
+
+    async def test_a_queue_of_another_account_is_used_where_we_may(self) -> None:
+        await self.fetch_now()  # from now on the queue is there; ElasticMQ lets everybody
+        broker = await self.opened(SqsBroker(self.url.replace("000000000000", "111111111111"), lease=LEASE))
+        await broker.publish([self.message("a")])
+        await broker.ack([await self.fetch_one(broker=broker)])
+
     async def test_a_client_of_your_own_is_used_in_its_own_loop_and_left_open(self) -> None:
         url = self.url.replace("test:test@", "")
         async with self.client() as client:
@@ -206,6 +305,23 @@ class TestOfItsOwn(OnSqs):
                 assert await self.in_another_thread(extend) == []
                 await broker.ack([delivery])
             assert "QueueUrls" in await client.list_queues()
+        broker = SqsBroker(url, client=client)
+        with pytest.raises(Refused, match="the client that was given is closed"):
+            await broker.open()
+
+    async def redriven(self, queue: str, letter: str, *, after: int) -> None:
+        """Make a queue whose messages SQS moves to another one when they were shown so often."""
+        async with self.client() as client:
+            made = await client.create_queue(QueueName=letter)
+            found = await client.get_queue_attributes(QueueUrl=made["QueueUrl"], AttributeNames=["QueueArn"])
+            policy = {"deadLetterTargetArn": found["Attributes"]["QueueArn"], "maxReceiveCount": after}
+            await client.create_queue(QueueName=queue, Attributes={"RedrivePolicy": json.dumps(policy)})
+
+    async def end_lease(self, delivery: Delivery) -> None:
+        """What SQS does when the time is up."""
+        async with self.client() as client:
+            url = f"{self.url.partition('?')[0].replace('test:test@', '')}/{self.queue}"
+            await client.change_message_visibility(QueueUrl=url, ReceiptHandle=delivery.receipt, VisibilityTimeout=0)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
@@ -230,12 +346,14 @@ class Faulty:
         self._faults: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {}
         broker._link.call = self._call  # type: ignore[method-assign]  # the one seam before the service
 
-    def fail_entries(self, operation: str, ids: set[str]) -> None:
-        """The next call loses these entries of its batch."""
+    def fail_entries(
+        self, operation: str, ids: set[str], code: str = "Internal", text: str = "oops", *, is_ours: bool = False
+    ) -> None:
+        """The next call loses these entries of its batch. ``is_ours``: the service says that it is our fault."""
 
         def fault(parameters: dict[str, Any]) -> list[dict[str, Any]]:
             parameters["Entries"] = [each for each in parameters["Entries"] if each["Id"] not in ids]
-            return [{"Id": each, "Code": "Internal", "Message": "oops", "SenderFault": False} for each in ids]
+            return [{"Id": each, "Code": code, "Message": text, "SenderFault": is_ours} for each in ids]
 
         self._faults[operation] = fault
 
@@ -254,7 +372,45 @@ class Faulty:
         return {**reply, "Failed": [*(reply.get("Failed") or ()), *failed]}
 
 
+# ----------------------------------------------------------------------------------------------- delays
+
+
+_SECONDS = st.integers(0, 30 * 86_400_000).map(lambda milliseconds: milliseconds / 1_000)
+
+
+@given(_SECONDS, st.lists(st.floats(0, 5), min_size=1))
+def test_hops_to_a_due_time_are_as_few_as_can_be_and_never_early(ahead: float, pauses: list[float]) -> None:
+    now, hops = 0.0, 0
+    while now < ahead:
+        delay = _delay(ahead - now)
+        assert 0 < delay <= sqs.MAX_DELAY
+        now, hops = now + delay, hops + 1
+        if now < ahead:  # it lies in the queue for a while, until it is found too early
+            now += pauses[hops % len(pauses)]
+    assert hops <= math.ceil(ahead / sqs.MAX_DELAY)
+    assert now - ahead <= 1.0 + max(pauses)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "delay"), [(-5.0, 0), (0.0, 0), (0.01, 1), (900.0, 900), (900.01, 900), (1e9, 900)]
+)
+def test_a_delay_is_whole_seconds_and_never_more_than_sqs_takes(seconds: float, delay: int) -> None:
+    assert _delay(seconds) == delay
+
+
 # ----------------------------------------------------------------------------------------------- URLs and errors
+
+
+async def test_what_is_no_open_client_of_sqs_is_told_what_was_expected() -> None:
+    url = "https://sqs.eu-west-1.amazonaws.com/123456789012"
+    session = AioSession()
+    not_entered = session.create_client("sqs", region_name="eu-west-1")
+    not_entered._coro.close()  # it is never awaited
+    blocking = get_session().create_client("sqs", region_name="eu-west-1")
+    async with session.create_client("dynamodb", region_name="eu-west-1") as other:
+        for client, complaint in ((not_entered, "ClientCreatorContext"), (blocking, "SQS"), (other, "one of dynamodb")):
+            with pytest.raises(ConfigError, match=rf"client: .*{complaint}; expected .*create_client\('sqs'\)"):
+                SqsBroker(url, client=client)
 
 
 @pytest.mark.parametrize(
