@@ -140,9 +140,9 @@ def shared_redis_sentinel() -> Iterator[RedisSentinel]:
 
 @pytest.fixture
 def redis_sentinel_url(shared_redis_sentinel: RedisSentinel) -> Iterator[str]:
-    """``redis://sentinel,sentinel,sentinel/N``: an empty database of the master ``mymaster`` that they watch."""
+    """``redis://sentinel,sentinel,sentinel/N?master_name=…``: an empty database of the master that they watch."""
     for url in _empty_database(shared_redis_sentinel.master.url):
-        yield shared_redis_sentinel.url.removesuffix("/0") + urlsplit(url).path
+        yield urlunsplit(urlsplit(shared_redis_sentinel.url)._replace(path=urlsplit(url).path))
 
 
 @pytest.fixture(scope="session")

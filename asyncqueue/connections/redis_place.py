@@ -82,12 +82,12 @@ class Clustered:
 Place: TypeAlias = Alone | Watched | Clustered
 
 _LOGIN = "[[user:]password@]"
-_TLS = "[?ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE]"
 _FORMS = {
-    "redis": f"redis://{_LOGIN}host[:port][,host[:port]...][/db]",
-    "rediss": f"rediss://{_LOGIN}host[:port][,host[:port]...][/db]{_TLS}",
+    "redis": f"redis://{_LOGIN}host[:port][,host[:port]...][/db][?option=value&...]",
+    "rediss": f"rediss://{_LOGIN}host[:port][,host[:port]...][/db][?option=value&...]",
     "redis+socket": f"redis+socket://{_LOGIN}/path[:/db]",
 }
+_OPTIONS = ("master_name", "cluster")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -103,6 +103,7 @@ def parse_url(
 
     One address is a server, or with ``cluster`` a node of a cluster; several are nodes of a cluster; with a
     ``master_name`` they are sentinels, who are given the ``sentinel_password``. Login, db and TLS are for all of them.
+    The URL's own ``?master_name=`` and ``?cluster=true`` win.
 
     Logins are percent-decoded; one without a colon is a password. ``rediss://`` verifies the server's certificate and
     name; ``tls`` is a context to use instead of the one that the URL's options make, and turns TLS on by itself.
@@ -116,8 +117,15 @@ def parse_url(
             if master_name or cluster:
                 raise ValueError("neither sentinels nor clusters are behind a unix socket")
             return Alone(_parse_socket(rest))
-        default_port = SENTINEL_PORT if master_name else PORT
-        return _arranged(_parse_tcp(rest, scheme, tls, default_port), cluster, master_name, sentinel_password)
+        _check_order(rest)
+        options = _options(rest.partition("?")[2], scheme)
+        master_name = options.get("master_name", master_name)
+        if "cluster" in options:
+            cluster = _flag(options["cluster"])
+        if scheme == "rediss" and tls is None:
+            tls = _tls_context(options)
+        addresses = _parse_tcp(rest, tls, SENTINEL_PORT if master_name else PORT)
+        return _arranged(addresses, cluster, master_name, sentinel_password)
     except ValueError as exc:
         raise ConfigError(f"{redact_url(url)!r}: {exc}; expected {_FORMS[scheme]}") from None
 
@@ -150,24 +158,32 @@ def _parse_socket(rest: str) -> RedisAddress:
     return RedisAddress(path=f"/{path}", db=_db(db), username=username, password=password)
 
 
-def _parse_tcp(rest: str, scheme: str, tls: ssl.SSLContext | None, default_port: int) -> tuple[RedisAddress, ...]:
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    remainder = rest[len(authority) :]
+def _check_order(rest: str) -> None:
+    """Raise ``ValueError`` where something stands in a place that is not its own: it may be a part of a password."""
+    authority, remainder = _split(rest)
+    login = authority.rpartition("@")[0]
     if "://" in rest:
         raise ValueError("the scheme stands once, before the first address")
-    if "," in remainder.partition("?")[0]:
-        raise ValueError("the db stands once, behind the last address")
     if "@" in remainder:
         raise ValueError("a password with / ? # or @ in it must be percent-encoded")
-    path, _, query = remainder.partition("?")
-    login, _, places = authority.rpartition("@")
+    if "," in remainder.partition("?")[0]:
+        raise ValueError("the db stands once, behind the last address")
     if "@" in login and "," in login:
         raise ValueError("the login stands once, before the first address")
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """Login and addresses, and what follows them."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    return authority, rest[len(authority) :]
+
+
+def _parse_tcp(rest: str, tls: ssl.SSLContext | None, default_port: int) -> tuple[RedisAddress, ...]:
+    authority, remainder = _split(rest)
+    path = remainder.partition("?")[0]
+    login, _, places = authority.rpartition("@")
     username, password = _login(login)
     db = _db(path.removeprefix("/").partition("/")[0])
-    options = _options(query, scheme)
-    if scheme == "rediss" and tls is None:
-        tls = _tls_context(options)
     return tuple(
         RedisAddress(host=host, port=port, db=db, username=username, password=password, tls=tls)
         for host, port in (_host_and_port(place, default_port) for place in places.split(","))
@@ -197,11 +213,17 @@ def _db(text: str) -> int:
 
 
 def _options(query: str, scheme: str) -> Mapping[str, str]:
-    known = _TLS_OPTIONS if scheme == "rediss" else ()
+    known = (*_OPTIONS, *_TLS_OPTIONS) if scheme == "rediss" else _OPTIONS
     options = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"unknown option {unknown[0]!r}" + (f" (known: {', '.join(known)})" if known else ""))
+        raise ValueError(f"unknown option {unknown[0]!r} (known: {', '.join(known)})")
     return options
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("cluster must be true or false")
+    return text == "true"
 
 
 def _tls_context(options: Mapping[str, str]) -> ssl.SSLContext:

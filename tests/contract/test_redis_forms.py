@@ -19,7 +19,8 @@ from asyncqueue.testing import (
     TurnLockContract,
 )
 from asyncqueue.testing.suite import Suite
-from tests.services import RedisSentinel, free_port
+from tests.conftest import StartServer
+from tests.services import RedisServer, free_port
 
 LEASE = 2.0
 KEPT = 3600.0
@@ -60,6 +61,12 @@ class OfLock(OfRedis):
         return RedisLock(self.nobody(), **self.options)
 
 
+@pytest.fixture
+def redis_socket_url(start_server: StartServer) -> str:
+    """``redis+socket://…``: an empty Redis of this test's own."""
+    return start_server(RedisServer()).socket_url
+
+
 # ------------------------------------------------------------------------------------------------- a cluster
 
 
@@ -94,4 +101,172 @@ class TestClusterLock(OnCluster, OfLock, LockContract):
 
 
 class TestClusterTurnLock(OnCluster, OfLock, TurnLockContract):
+    pass
+
+
+# ------------------------------------------------------------------------------- a master that sentinels watch
+
+
+@pytest.mark.long
+class OnSentinel(Suite):
+    """An empty database of the master for each test."""
+
+    @pytest.fixture
+    def service(self, redis_sentinel_url: str) -> None:
+        self.url = redis_sentinel_url
+
+    def nobody(self) -> str:
+        return f"redis://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/0?master_name=m"
+
+
+class TestSentinelBroker(OnSentinel, OfBroker, BrokerContract):
+    pass
+
+
+class TestSentinelInspector(OnSentinel, OfRedis, InspectorContract):
+    pass
+
+
+class TestSentinelBackend(OnSentinel, OfBackend, BackendContract):
+    pass
+
+
+class TestSentinelGroups(OnSentinel, OfBackend, GroupContract):
+    pass
+
+
+class TestSentinelJoint(OnSentinel, OfRedis, JointContract):
+    pass
+
+
+class TestSentinelJointGroups(OnSentinel, OfRedis, JointGroupContract):
+    pass
+
+
+class TestSentinelLock(OnSentinel, OfLock, LockContract):
+    pass
+
+
+class TestSentinelTurnLock(OnSentinel, OfLock, TurnLockContract):
+    pass
+
+
+# ------------------------------------------------------------------------------------- another server version
+
+
+@pytest.mark.long
+class OnValkey(Suite):
+    """An empty database of a Valkey for each test."""
+
+    @pytest.fixture
+    def service(self, valkey_url: str) -> None:
+        self.url = valkey_url
+
+
+class TestValkeyBroker(OnValkey, OfBroker, BrokerContract):
+    pass
+
+
+class TestValkeyInspector(OnValkey, OfRedis, InspectorContract):
+    pass
+
+
+class TestValkeyBackend(OnValkey, OfBackend, BackendContract):
+    pass
+
+
+class TestValkeyGroups(OnValkey, OfBackend, GroupContract):
+    pass
+
+
+class TestValkeyJoint(OnValkey, OfRedis, JointContract):
+    pass
+
+
+class TestValkeyJointGroups(OnValkey, OfRedis, JointGroupContract):
+    pass
+
+
+class TestValkeyLock(OnValkey, OfLock, LockContract):
+    pass
+
+
+class TestValkeyTurnLock(OnValkey, OfLock, TurnLockContract):
+    pass
+
+
+# ----------------------------------------------------------------------------------------- TLS, a unix socket
+
+
+@pytest.mark.long
+class OnTls(Suite):
+    """An empty database behind TLS for each test."""
+
+    @pytest.fixture
+    def service(self, redis_tls_url: str) -> None:
+        self.url = redis_tls_url
+
+
+class TestTlsBroker(OnTls, OfBroker, BrokerContract):
+    pass
+
+
+class TestTlsInspector(OnTls, OfRedis, InspectorContract):
+    pass
+
+
+class TestTlsBackend(OnTls, OfBackend, BackendContract):
+    pass
+
+
+class TestTlsGroups(OnTls, OfBackend, GroupContract):
+    pass
+
+
+class TestTlsJoint(OnTls, OfRedis, JointContract):
+    pass
+
+
+class TestTlsJointGroups(OnTls, OfRedis, JointGroupContract):
+    pass
+
+
+class TestTlsLock(OnTls, OfLock, LockContract):
+    pass
+
+
+@pytest.mark.long
+class OnSocket(Suite):
+    """An empty database behind a unix socket for each test."""
+
+    @pytest.fixture
+    def service(self, redis_socket_url: str) -> None:
+        self.url = redis_socket_url
+
+
+class TestSocketBroker(OnSocket, OfBroker, BrokerContract):
+    pass
+
+
+class TestSocketInspector(OnSocket, OfRedis, InspectorContract):
+    pass
+
+
+class TestSocketBackend(OnSocket, OfBackend, BackendContract):
+    pass
+
+
+class TestSocketGroups(OnSocket, OfBackend, GroupContract):
+    pass
+
+
+class TestSocketJoint(OnSocket, OfRedis, JointContract):
+    pass
+
+
+class TestSocketJointGroups(OnSocket, OfRedis, JointGroupContract):
+    pass
+
+
+class TestSocketLock(OnSocket, OfLock, LockContract):
     pass

@@ -259,9 +259,11 @@ class RedisSentinel(RedisGroup):
 
     @property
     def url(self) -> str:
-        """``redis://host:port,host:port,host:port/0`` of the sentinels, as the default user of the master."""
+        """``redis://host:port,host:port,host:port/0?master_name=…`` of the sentinels, as the default user of the
+        master."""
         login = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{login}{','.join(f'127.0.0.1:{each.port}' for each in self.sentinels)}/0"
+        places = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return f"redis://{login}{places}/0?master_name={self.master_name}"
 
     @property
     def master(self) -> RedisServer:
