@@ -73,6 +73,8 @@ def redis_socket_url(start_server: StartServer) -> str:
 class OnCluster(Suite):
     """An empty cluster of three masters for each test."""
 
+    driver = "cluster"
+
     options: Options = {"cluster": True}
 
     @pytest.fixture
@@ -110,6 +112,8 @@ class TestClusterTurnLock(OnCluster, OfLock, TurnLockContract):
 @pytest.mark.long
 class OnSentinel(Suite):
     """An empty database of the master for each test."""
+
+    driver = "sentinel"
 
     @pytest.fixture
     def service(self, redis_sentinel_url: str) -> None:
@@ -158,6 +162,8 @@ class TestSentinelTurnLock(OnSentinel, OfLock, TurnLockContract):
 class OnValkey(Suite):
     """An empty database of a Valkey for each test."""
 
+    driver = "valkey"
+
     @pytest.fixture
     def service(self, valkey_url: str) -> None:
         self.url = valkey_url
@@ -202,6 +208,8 @@ class TestValkeyTurnLock(OnValkey, OfLock, TurnLockContract):
 class OnTls(Suite):
     """An empty database behind TLS for each test."""
 
+    driver = "tls"
+
     @pytest.fixture
     def service(self, redis_tls_url: str) -> None:
         self.url = redis_tls_url
@@ -238,6 +246,8 @@ class TestTlsLock(OnTls, OfLock, LockContract):
 @pytest.mark.long
 class OnSocket(Suite):
     """An empty database behind a unix socket for each test."""
+
+    driver = "socket"
 
     @pytest.fixture
     def service(self, redis_socket_url: str) -> None:

@@ -30,7 +30,7 @@ class Stores:
 
     @property
     def is_atomic(self) -> bool:
-        return self.broker == self.backend
+        return self.broker == self.backend and self.kind != "cluster"
 
     @property
     def lease(self) -> float:

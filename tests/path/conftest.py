@@ -14,7 +14,7 @@ from tests.path.bench import Bench, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
-FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis")
+FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
@@ -90,6 +90,12 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
             return Stores(kind, "eager", "eager")
         case "redis":
             url = request.getfixturevalue("redis_url")
+            return Stores(kind, url, url)
+        case "cluster":
+            url = request.getfixturevalue("redis_cluster_url")
+            return Stores(kind, url, url)
+        case "sentinel":
+            url = request.getfixturevalue("redis_sentinel_url")
             return Stores(kind, url, url)
         case "redis+sqlite":
             return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
