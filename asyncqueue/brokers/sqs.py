@@ -204,8 +204,7 @@ class SqsBroker:
             for index, (sending, _, _) in enumerate(batch):
                 if index not in failed:
                     self._sent[sending.token] = None
-            while len(self._sent) > _REMEMBERED:  # of verbs that nobody repeated
-                del self._sent[next(iter(self._sent))]
+            _keep_newest(self._sent)  # of verbs that nobody repeated
             if failed:
                 raise _not_all(f"{self.address}: of {len(batch)} messages for queue {queue!r}", failed)
 
@@ -222,6 +221,7 @@ class SqsBroker:
         found = await self._receive(queue, limit, seconds, self._lease, create=True)
         deliveries = [_delivery(queue, message) for message in found]
         self._held.update((delivery.receipt, delivery) for delivery in deliveries)
+        _keep_newest(self._held)  # nobody tells us what was lost: its time ends by itself
         return deliveries
 
     async def _receive(
@@ -630,6 +630,11 @@ def _batches(
         size += each[2]
     if batch:
         yield batch
+
+
+def _keep_newest(remembered: dict[Any, Any]) -> None:
+    while len(remembered) > _REMEMBERED:
+        del remembered[next(iter(remembered))]
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:

@@ -208,6 +208,7 @@ class AwsLink:
                     retries={"total_max_attempts": 1},
                     tcp_keepalive=True,
                     parameter_validation=False,
+                    user_agent="asyncqueue",  # put together anew for each request, the usual one costs a tenth of it
                     warm_up_loader_caches=True,  # in a thread: reading the service's description takes its time
                 )
                 session = AioSession()

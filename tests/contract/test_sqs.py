@@ -210,6 +210,14 @@ class TestOfItsOwn(OnSqs):
         assert len(await self.broker.dead(self.queue, 10)) == 1
         assert await self.broker.purge(self.queue) == 1
 
+    async def test_what_was_lost_is_not_remembered_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sqs, "_REMEMBERED", 3)
+        await self.publish(*"abcde")
+        taken = await self.fetch_until(5)
+        assert len(self.broker._held) == 3
+        await self.broker.close()  # gives back what it remembers, and no more
+        assert sorted(names(await self.fetch_until(3, broker=await self.another_broker()))) == sorted(names(taken[-3:]))
+
     async def test_a_late_message_is_shown_early_rather_than_refused(self) -> None:
         await self.broker.publish([self.message("a", not_before=self.now() + 86_400.0)])
         assert (await self.broker.depth(self.queue)).delayed == 1
