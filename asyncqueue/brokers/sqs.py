@@ -49,6 +49,9 @@ MAX_WAIT = 20
 MAX_BYTES = 1_048_576
 """The largest message, and the largest batch, with attributes (bytes)."""
 
+MAX_NAME = 80
+"""The most letters in the name of a queue."""
+
 RETENTION = 14 * 86_400
 """How long (seconds) the queues that we make keep a message: the longest there is."""
 
@@ -496,10 +499,24 @@ def _account(url: str) -> str:
 def _name(queue: str) -> str:
     """The name of a queue in SQS. Raises ``Refused`` for one that is too long."""
     base, ending = (queue[: -len(_FIFO)], _FIFO) if queue.endswith(_FIFO) else (queue, "")
-    name = re.sub(r"[^A-Za-z0-9_-]", "-", base) + ending
-    if not 1 <= len(name) <= 80:
-        raise Refused(f"queue {queue!r}: in SQS a name has 1 to 80 letters, this one {len(name)}")
+    name = _mangled(base) + ending
+    if len(name) > MAX_NAME:
+        for own in (_DEAD, _COMPANION):
+            if queue.endswith(own):
+                return _shortened(queue.removesuffix(own), _mangled(own))
+    if not 1 <= len(name) <= MAX_NAME:
+        raise Refused(f"queue {queue!r}: in SQS a name has 1 to {MAX_NAME} letters, this one {len(name)}")
     return name
+
+
+def _mangled(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def _shortened(queue: str, ending: str) -> str:
+    """The name of a queue of ours beside one whose name leaves no room for the ending."""
+    ending = f"-{sha256(_name(queue).encode()).hexdigest()[:8]}{ending}"
+    return _mangled(_name(queue))[: MAX_NAME - len(ending)] + ending
 
 
 def _shown(name: str) -> str:
@@ -545,7 +562,8 @@ def _entry(sending: _Sending) -> tuple[Mapping[str, Any], int]:
             name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()
         }
     if sending.queue.endswith(_FIFO):
-        entry["MessageGroupId"] = _fifo_id(sending.group)
+        # what has no group is one of its own: who takes from a group holds up the rest of it
+        entry["MessageGroupId"] = _fifo_id(sending.group or sending.token)
         entry["MessageDeduplicationId"] = _fifo_id(sending.token)
     elif sending.delay:
         entry["DelaySeconds"] = sending.delay

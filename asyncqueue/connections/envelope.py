@@ -27,6 +27,7 @@ NAMES = (ATTEMPT, BASE64, QUEUE, REASON, ERROR, BURIED_AT)
 """All of them, for services that want to be asked by name. A long error goes on in ``aq-error-2``, and so on, where a
 text may not be as long as it likes."""
 
+_MOMENT = re.compile(r"[0-9]{1,11}(\.[0-9]{1,6})?")
 _NO_TEXT = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -61,15 +62,13 @@ class Envelope:
     @classmethod
     def read(cls, attributes: Mapping[str, str], queue: str) -> Envelope:
         """The facts in what ``attributes`` wrote; ``queue`` is the one whose dead letter it is."""
-        moment = 0.0
-        with suppress(ValueError):  # put there by somebody else
-            moment = float(attributes.get(BURIED_AT, ""))
+        moment = attributes.get(BURIED_AT, "")
         return cls(
             queue=_joined(attributes, QUEUE) or queue,
             reason=_joined(attributes, REASON),
             error=_joined(attributes, ERROR),
             attempt=count(attributes.get(ATTEMPT, "")),
-            buried_at=moment,
+            buried_at=float(moment) if _MOMENT.fullmatch(moment) else 0.0,  # that of somebody else may be anything
         )
 
     def entry(self, id: str, body: bytes) -> Dead:

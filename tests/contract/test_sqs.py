@@ -112,6 +112,17 @@ class TestOfItsOwn(OnSqs):
     async def test_a_name_that_is_too_long_is_refused(self) -> None:
         with pytest.raises(Refused, match="1 to 80"):
             await self.broker.publish([self.message("a", queue="q" * 81)])
+        with pytest.raises(Refused, match="1 to 80"):
+            await self.broker.publish([self.message("a", queue="q" * 81 + ".aq")])
+
+    async def test_the_longest_name_has_a_dead_letter_and_a_companion_of_its_own(self) -> None:
+        one, other = (f"{self.queue:q<79}{number}" for number in range(2))
+        companions = [f"{queue}.aq" for queue in (one, other)]
+        await self.broker.publish([self.message(queue[-4:], queue=queue) for queue in (one, *companions)])
+        for queue in companions:
+            assert names(await self.fetch_until(1, queue=queue)) == [queue[-4:]]
+        await self.broker.bury(await self.fetch_until(1, queue=one), "reason", "error")
+        assert [len(await self.broker.dead(queue, 10)) for queue in (one, other)] == [1, 0]
 
     async def test_what_is_no_text_travels_as_base64_and_text_as_it_is(self) -> None:
         await self.broker.publish([self.raw_message(b'{"plain": "\xe2\x98\x83"}'), self.raw_message(b"\x00\xff")])
@@ -284,6 +295,17 @@ class TestOfItsOwn(OnSqs):
             (entry,) = await self.broker.dead(queue, 10)
             assert (entry.queue, entry.reason) == (queue, queue)
 
+    async def test_a_fifo_queue_has_a_dead_letter_that_is_one_too(self) -> None:
+        queue = f"{self.queue}.fifo"
+        await self.redriven(queue, f"{self.queue}-letter.fifo", after=10)
+        await self.broker.publish([self.message("a", queue=queue) for _ in range(12)])
+        for _ in range(12):
+            await self.broker.bury(await self.fetch_until(1, queue=queue), "reason", "error")
+        dead = await self.broker.dead(queue, 100)
+        assert len(dead) == 12
+        assert await self.broker.requeue(queue, [entry.id for entry in dead]) == 12
+        assert len(await self.fetch_until(12, queue=queue)) == 12
+
     async def test_a_queue_of_another_account_is_not_made_in_ours(self) -> None:
         url = self.url.replace("000000000000", "111111111111")
         broker = await self.opened(SqsBroker(url, lease=LEASE))
@@ -319,11 +341,12 @@ class TestOfItsOwn(OnSqs):
 
     async def redriven(self, queue: str, letter: str, *, after: int) -> None:
         """Make a queue whose messages SQS moves to another one when they were shown so often."""
+        kind = {"FifoQueue": "true"} if queue.endswith(".fifo") else {}
         async with self.client() as client:
-            made = await client.create_queue(QueueName=letter)
+            made = await client.create_queue(QueueName=letter, Attributes=kind)
             found = await client.get_queue_attributes(QueueUrl=made["QueueUrl"], AttributeNames=["QueueArn"])
             policy = {"deadLetterTargetArn": found["Attributes"]["QueueArn"], "maxReceiveCount": after}
-            await client.create_queue(QueueName=queue, Attributes={"RedrivePolicy": json.dumps(policy)})
+            await client.create_queue(QueueName=queue, Attributes={"RedrivePolicy": json.dumps(policy), **kind})
 
     async def end_lease(self, delivery: Delivery) -> None:
         """What SQS does when the time is up."""

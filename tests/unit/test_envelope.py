@@ -37,7 +37,9 @@ def test_where_texts_are_short_long_ones_are_written_in_pieces(envelope: Envelop
     assert Envelope.read(written, "another") == long
 
 
-@pytest.mark.parametrize("attributes", [{}, {"aq-attempt": "many", "aq-buried-at": "once"}, {"aq-attempt": "-1"}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"aq-attempt": "many", "aq-buried-at": "once"}, {"aq-attempt": "-1", "aq-buried-at": "inf"}]
+)
 def test_an_entry_that_somebody_else_put_there_is_read_too(attributes: dict[str, str]) -> None:
     assert Envelope.read(attributes, "queue") == Envelope("queue", "", "", 0, 0.0)
 
