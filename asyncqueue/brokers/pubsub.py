@@ -65,7 +65,11 @@ NEAR = 5.0
 RENEW = 86_400.0
 """At what age (seconds) a delayed message is published anew: the service drops what is a week old."""
 
+MAX_NAME = 255
+"""The most letters in the name of a topic."""
+
 _MAX_ATTRIBUTE = 1_024
+_PREFIX = "q~"
 _DUE, _ORDERING_KEY, _EMPTY = "aq-due", "aq-ordering-key", "aq-empty"
 _REMEMBERED = 10_000
 
@@ -422,7 +426,7 @@ class PubSubBroker:
         """Those with a subscription that a worker of this broker would use."""
         queues = set()
         for each in await self._link.subscriptions():
-            queue = unquote(each.topic)
+            queue = _queue(each.topic)
             if self._subscription(queue) == each.name and not queue.endswith((".dead", ".delayed")):
                 queues.add(queue)
         return sorted(queues)
@@ -580,13 +584,16 @@ class PubSubBroker:
 
 @lru_cache(1024)
 def _topic(queue: str) -> str:
-    """The name of a queue's topic. Raises ``Refused`` for one that Pub/Sub does not take."""
-    name = quote(queue, safe="~+")
-    if not is_name(name):
-        raise Refused(
-            f"queue {queue!r}: the name of a Pub/Sub topic begins with a letter, not with goog, and is 3 to 255 long"
-        )
-    return name
+    """The name of a queue's topic: its own, where Pub/Sub takes that. Raises ``Refused`` for one that is too long."""
+    name = quote(queue, safe="")
+    for possible in (name, f"{_PREFIX}{name}"):
+        if is_name(possible):
+            return possible
+    raise Refused(f"queue {queue!r}: in Pub/Sub its name has {len(name)} letters, and may have {MAX_NAME}")
+
+
+def _queue(topic: str) -> str:
+    return unquote(topic.removeprefix(_PREFIX))
 
 
 def _dead_letter(queue: str) -> str:

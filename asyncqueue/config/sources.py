@@ -71,7 +71,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def pubsub_emulator(environ: Mapping[str, str] | None = None) -> str:
-    """``host:port`` of the Pub/Sub emulator that ``PUBSUB_EMULATOR_HOST`` names, which all of Google's own clients heed,
+    """``host:port`` of the Pub/Sub emulator that ``PUBSUB_EMULATOR_HOST`` names, which all clients of Google heed,
     however else they are set up; empty: none. ``environ`` is the process's environment if None."""
     return (os.environ if environ is None else environ).get("PUBSUB_EMULATOR_HOST", "")
 

@@ -435,12 +435,12 @@ async def _pull(use: _Clients, request: types.PullRequest, once: Mapping[str, An
 
 async def _pull_at_once(use: _Clients, request: types.PullRequest, once: Mapping[str, Any]) -> types.PullResponse:
     """Past the client's own method, which warns that this is discouraged: it is, but for a short look."""
-    stub = use.subscriber.transport.pull
-    route = to_grpc_metadata({"subscription": request.subscription})
+    stub: Any = use.subscriber.transport.pull
+    route = to_grpc_metadata({"subscription": request.subscription})  # type: ignore[no-untyped-call]  # the library's
     try:
         reply: types.PullResponse = await stub(request, timeout=once["timeout"], metadata=(route,))
     except RpcError as exc:
-        raise from_grpc_error(exc) from exc
+        raise from_grpc_error(exc) from exc  # type: ignore[no-untyped-call]  # the library's
     return reply
 
 

@@ -1153,7 +1153,7 @@ async def test_the_dead_letter_is_capped(redis_url: str, redis: Redis) -> None:
         for _ in range(3):
             await broker.publish([message(f"n{number}") for number in range(300)])
             await broker.bury(await broker.fetch("q", 300, 0), "reason", "error")
-        assert 100 <= (await broker.depth("q")).dead <= 300
+        assert 100 <= ((await broker.depth("q")).dead or 0) <= 300
 
 
 # --------------------------------------------------------------------------------------- settling, leases

@@ -110,4 +110,4 @@ async def queued(server: Server, *, but_in: Container[str] = ()) -> int:
     """How many messages there are, due or not, but in these queues."""
     inspector = await server.inspector()
     depths = [await inspector.depth(queue) for queue in await inspector.queues() if queue not in but_in]
-    return sum(depth.pending + depth.dead for depth in depths)
+    return sum(depth.pending + (depth.dead or 0) for depth in depths)

@@ -33,7 +33,9 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
 def test_examples_print_what_their_pages_say(elsewhere: Stores, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for example in MOVABLE:
         settings = f"__import__('asyncqueue.config').config.Settings(default_queue='{example.stem}')"
-        stores = f"Server(broker={elsewhere.broker!r}, backend={elsewhere.backend!r}, settings={settings})"
+        # on Pub/Sub, the subscription in the URL is that of one queue
+        broker = elsewhere.broker.replace("/workers?", f"/of-{example.stem}?")
+        stores = f"Server(broker={broker!r}, backend={elsewhere.backend!r}, settings={settings})"
         (tmp_path / example.name).write_text(SERVER.sub(stores, example.read_text()))
     ran = run(["-m", "tests.path.test_examples_elsewhere", str(tmp_path)], Path.cwd())
     assert ran.returncode == 0, ran.stderr

@@ -115,7 +115,7 @@ async def _workflow(stores: Pair, faults: Faults, queue: str) -> None:
 
         async def all_done() -> bool:
             depths = [each for each in await server.queues() if each.queue == queue]
-            left = sum(each.pending + each.dead for each in depths)
+            left = sum(each.pending + (each.dead or 0) for each in depths)
             return bool(noted) and left == 0
 
         await eventually(all_done)

@@ -363,7 +363,7 @@ async def _crash(stores: Stores, n: int, folder: Path) -> str:
 async def _rests(server: Server, *queues: str) -> bool:
     """Whether nothing is queued, held or dead."""
     depths = [each for each in await server.queues() if not queues or each.queue in queues]
-    return not any(each.pending + each.dead for each in depths)
+    return not any(each.pending + (each.dead or 0) for each in depths)
 
 
 async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:

@@ -100,7 +100,7 @@ class Case:
         inspector = await self.server.inspector()
         # twice: a message may go from the one that is looked at second to the one that was looked at first
         depths = [await inspector.depth(queue) for queue in 2 * (self.queue, companion(self.queue))]
-        return not any(each.pending + each.dead for each in depths)
+        return not any(each.pending + (each.dead or 0) for each in depths)
 
     async def is_over(self) -> bool:
         return await self.end() is not None and await self.rests()

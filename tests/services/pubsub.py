@@ -22,13 +22,14 @@ class GoBuild:
     """A program in Go, whose modules Go fetches from wherever it is set up to, and checks by their ``go.sum``."""
 
     source: Path
+    module: str
     serves: str
 
     @property
     def title(self) -> str:
-        """Its name, and the module that it is made of."""
-        required = next(line for line in self._text("go.mod").splitlines() if line.startswith("require "))
-        return f"{self.source.name} ({required.removeprefix('require ')})"
+        """Its name, and the module that it is about."""
+        required = next(line for line in self._text("go.mod").splitlines() if f"{self.module} v" in line)
+        return f"{self.source.name} ({required.strip()})"
 
     @property
     def folder(self) -> Path:
@@ -66,7 +67,7 @@ class GoBuild:
         return (self.source / name).read_text()
 
 
-PSTEST = GoBuild(Path(__file__).parent / "pstest", "Pub/Sub")
+PSTEST = GoBuild(Path(__file__).parent / "pstest", "cloud.google.com/go/pubsub", "Pub/Sub")
 
 
 class PubSubServer(Server):

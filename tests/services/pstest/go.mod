@@ -2,7 +2,10 @@ module asyncqueue.tests/pstest
 
 go 1.19
 
-require cloud.google.com/go/pubsub v1.38.0
+require (
+	cloud.google.com/go/pubsub v1.38.0
+	google.golang.org/grpc v1.63.2
+)
 
 require (
 	cloud.google.com/go v0.112.2 // indirect
@@ -32,6 +35,5 @@ require (
 	google.golang.org/api v0.177.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20240429193739-8cf5692501f6 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20240429193739-8cf5692501f6 // indirect
-	google.golang.org/grpc v1.63.2 // indirect
 	google.golang.org/protobuf v1.34.0 // indirect
 )
