@@ -3,6 +3,7 @@
 AsyncQueueError
 ├── ConfigError              a setting, URL or registration that cannot work; names it and what was expected
 ├── Unavailable              a service did not answer; trying again may help
+│   ├── Blocked              the service takes no messages for now, and goes on giving out those that it has
 │   └── PublishUnknown       the outcome of a publish is not known; sending the same signature again is safe
 ├── Refused                  a service or a limit said no; trying again does not help
 │   └── MessageTooLarge      a message over the size limit
@@ -33,6 +34,10 @@ class ConfigError(AsyncQueueError):
 
 class Unavailable(AsyncQueueError):
     """A service did not answer, or not in time. Trying again may help."""
+
+
+class Blocked(Unavailable):
+    """A service is short of memory or disk and takes no messages for now. It goes on giving out those that it has."""
 
 
 class PublishUnknown(Unavailable):

@@ -11,7 +11,8 @@ import json, sys, time
 began = time.process_time()
 import asyncqueue
 spent = time.process_time() - began
-clients = sorted(name for name in ("redis", "aiormq", "sqlite3", "pymongo", "aiobotocore") if name in sys.modules)
+known = ("redis", "aio_pika", "aiormq", "sqlite3", "pymongo", "aiobotocore", "google.pubsub_v1")
+clients = sorted(name for name in known if name in sys.modules)
 began = time.process_time()
 from asyncqueue import Server
 print(json.dumps({"import_ms": spent * 1e3, "server_ms": (time.process_time() - began) * 1e3, "clients": clients}))

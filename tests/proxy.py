@@ -2,7 +2,7 @@
 
 ``async with FaultProxy("127.0.0.1", port) as proxy:`` and let the client connect to ``proxy.port``. It parses what
 clients of Redis send, so that a fault can hit the reply of one named command: the server executes it, and the client
-never hears of it.
+never hears of it. What clients of others send is carried unread (``reads=False``).
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class FaultProxy:
     names its SHA, as that name instead. ``delay`` is added (seconds) to everything in both directions.
     """
 
-    def __init__(self, host: str, port: int, *, scripts: dict[str, str] | None = None) -> None:
+    def __init__(self, host: str, port: int, *, scripts: dict[str, str] | None = None, reads: bool = True) -> None:
         self._target = host, port
+        self.reads = reads
         self._scripts = scripts or {}
         self._server: asyncio.Server | None = None
         self._pairs: set[_Pair] = set()
@@ -80,6 +81,13 @@ class FaultProxy:
     def stall(self) -> None:
         """Carry nothing any more, and close nothing: a half-open connection. New connections stall too."""
         self._flowing.clear()
+
+    def strand(self) -> int:
+        """Carry nothing any more on the connections that there are, and tell neither end when the other one leaves;
+        new ones work. Returns how many there are."""
+        for pair in self._pairs:
+            pair.is_stranded = True
+        return len(self._pairs)
 
     def resume(self) -> None:
         """Carry on, what was held back first."""
@@ -155,6 +163,7 @@ class _Pair:
         self._replies = 0  # replies that were seen
         self._asked = 0  # requests that were passed on
         self._losses: dict[int, _Loss] = {}  # number of the reply -> why it is lost
+        self.is_stranded = False
 
     async def run(self) -> None:
         try:
@@ -174,9 +183,10 @@ class _Pair:
     async def _carry_requests(self) -> None:
         reader, writer = self._client[0], self._server[1]
         parser = hiredis.Reader()
-        while data := await reader.read(CHUNK):
+        while data := await self._read(reader):
             await self._proxy.pass_time()
-            parser.feed(data)
+            if self._proxy.reads:
+                parser.feed(data)
             while (request := parser.gets()) is not False:
                 self._asked += 1
                 loss = self._proxy.loss_of(self._proxy.name_of(request))
@@ -189,9 +199,10 @@ class _Pair:
     async def _carry_replies(self) -> None:
         reader, writer = self._server[0], self._client[1]
         parser = hiredis.Reader()
-        while data := await reader.read(CHUNK):
+        while data := await self._read(reader):
             await self._proxy.pass_time()
-            parser.feed(data)
+            if self._proxy.reads:
+                parser.feed(data)
             while (parser.gets()) is not False:
                 self._replies += 1
                 if loss := self._losses.pop(self._replies, None):
@@ -202,3 +213,13 @@ class _Pair:
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError("the server is gone")
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """What came; nothing ever comes, not even an end, where the connection is stranded."""
+        data = b""
+        try:
+            data = await reader.read(CHUNK)
+        finally:
+            if self.is_stranded:
+                await asyncio.Event().wait()
+        return data

@@ -10,6 +10,7 @@ Publishing has a connection of its own, because a server that is short of memory
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import re
 import secrets
@@ -17,6 +18,7 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
 from aiormq import Channel, spec
@@ -32,15 +34,19 @@ from asyncqueue.connections.amqp import (
     Access,
     AmqpLink,
     Standing,
+    is_absent,
     parse_urls,
 )
-from asyncqueue.connections.amqp_holding import Arrivals, Holding, tag_of
+from asyncqueue.connections.amqp_holding import Arrivals, Copies, Holding, tag_of
 from asyncqueue.connections.amqp_topology import MAX_DELAY, Route, Topology
-from asyncqueue.errors import AsyncQueueError, BadMessage, Refused, Unavailable
+from asyncqueue.errors import AsyncQueueError, BadMessage, MessageTooLarge, Refused, Unavailable
 from asyncqueue.wire import decode_signature
 
 MAX_BATCH = 1_000
 """The most messages that one fetch takes."""
+
+RENEW_AFTER = 300.0
+"""Seconds after which a delivery that is still held is held anew; a server allows 30 minutes unless told otherwise."""
 
 MAX_ERROR = 32_768
 """The most characters of an error text that a dead letter keeps: headers have to fit in one frame."""
@@ -71,8 +77,9 @@ class AmqpBroker:
     request and for the confirmation of a batch; ``heartbeat`` is in whole seconds. ``tls`` is a context to use for
     ``amqps://`` instead of the one that the URL's options make.
 
-    Deliveries have no lease: they stay ours until their channel ends, which a server ends too where a delivery was
-    held for longer than its ``consumer_timeout``. Deliveries are counted by quorum queues alone; any other queue tells
+    Deliveries have no lease: they stay ours until their channel ends. A server ends that, too, where one was held for
+    longer than its ``consumer_timeout``: so ``extend`` holds anew what was held for ``renew_after`` seconds, as a copy
+    in a queue of our own. Deliveries are counted by quorum queues alone; any other queue tells
     only a first showing from a later one.
     """
 
@@ -86,6 +93,7 @@ class AmqpBroker:
         connect_timeout: float = CONNECT_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
         heartbeat: int = HEARTBEAT,
+        renew_after: float = RENEW_AFTER,
         tls: ssl.SSLContext | None = None,
         client_name: str = "",
         clock: Clock = SYSTEM_CLOCK,
@@ -98,6 +106,7 @@ class AmqpBroker:
             "connect_timeout": connect_timeout,
             "reply_timeout": reply_timeout,
             "heartbeat": heartbeat,
+            "renew_after": renew_after,
             "tls": tls,
             "client_name": client_name,
             "clock": clock,
@@ -105,6 +114,7 @@ class AmqpBroker:
         self._separator = separator
         self._topology = topology or Topology()
         self._prefetch = prefetch
+        self._renew_after = renew_after
         self._clock = clock
         self._access = Access(parse_urls(url, separator, tls), connect_timeout, reply_timeout, heartbeat, client_name)
         self._start()
@@ -120,10 +130,14 @@ class AmqpBroker:
         self._inlets = Standing(self._consuming)
         self._opening_channel = asyncio.Lock()
         self._outlet: Channel | None = None
+        self._routes: dict[str, Route] = {}
         self._intakes: dict[str, _Intake] = {}
         self._channels: dict[int, Holding] = {}
         self._numbers = itertools.count(1)
-        self._undoing: set[asyncio.Task[None]] = set()
+        self._moved: dict[Hashable, _Receipt] = {}  # what is held anew, by its first receipt
+        self._renewing: set[Hashable] = set()
+        self._renewed = asyncio.Event()
+        self._ending: set[asyncio.Task[Any]] = set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -133,7 +147,7 @@ class AmqpBroker:
             max_delay=float(MAX_DELAY - 1),
             max_batch=MAX_BATCH,
             ordered=True,
-            counts_deliveries=arguments.get("x-queue-type") == "quorum",
+            counts_deliveries=self._topology.is_quorum,
             priorities="x-max-priority" in arguments,
             refused=frozenset({"queues", "peek", "delayed"}),
         )
@@ -151,8 +165,8 @@ class AmqpBroker:
         self._family.pop(self._id, None)
         for intake in self._intakes.values():
             intake.leave()
-        if self._undoing:
-            await asyncio.wait(self._undoing)
+        if self._ending:
+            await asyncio.wait(self._ending)
         await self._consuming.close()
         await self._publishing.close()
         self._start()
@@ -177,6 +191,7 @@ class AmqpBroker:
         self._access.connect_timeout = connect_timeout or self._access.connect_timeout
         self._access.reply_timeout = reply_timeout or self._access.reply_timeout
         self._topology = topology or self._topology
+        self._routes.clear()
         self._prefetch = self._prefetch if prefetch is None else prefetch
         self._arguments |= {"topology": self._topology, "prefetch": self._prefetch}
 
@@ -198,7 +213,16 @@ class AmqpBroker:
             message.queue,
         )
 
+    def _direct(self, queue: str) -> Route:
+        """To a queue at once, made out once for each queue."""
+        route = self._routes.get(queue)
+        if route is None:
+            route = self._routes[queue] = self._topology.route(queue)
+        return route
+
     def _route(self, queue: str, delay: float) -> Route:
+        if delay <= 0:
+            return self._direct(queue)
         try:
             return self._topology.delayed(queue, delay)
         except ValueError as exc:
@@ -249,7 +273,7 @@ class AmqpBroker:
                 case asyncio.CancelledError():
                     raise Unavailable(f"RabbitMQ at {self._publishing.where}: the connection broke (to publish)")
                 case Exception():
-                    raise self._publishing.meaning(result, f"take a message for queue {parcel.queue!r}") from result
+                    raise self._error(result, parcel, parcels) from result
                 case _:
                     if not self._outlets.stands(parcel.route.needs):
                         raise Unavailable(
@@ -257,6 +281,17 @@ class AmqpBroker:
                             f" {parcel.route.routing_key!r} may have expired with the message in it"
                         )
         return returned
+
+    def _error(self, exc: Exception, parcel: _Parcel, parcels: Sequence[_Parcel]) -> AsyncQueueError:
+        """What it means for these parcels that publishing one of them ended so."""
+        error = self._publishing.meaning(exc, f"take a message for queue {parcel.queue!r}")
+        if not isinstance(error, MessageTooLarge):
+            return error
+        # the server ends the channel, and everything on it; it names the size alone
+        large = next((each for each in parcels if f"size {len(each.body)} " in str(error)), None)
+        if large is None:
+            return Unavailable(f"RabbitMQ at {self._publishing.where}: another message has closed the channel")
+        return self._publishing.meaning(exc, f"take a message for queue {large.queue!r}")
 
     async def _outlet_channel(self) -> Channel:
         async with self._opening_channel:
@@ -277,10 +312,14 @@ class AmqpBroker:
             return await asyncio.shield(fetching)
         except asyncio.CancelledError:
             intake.leave()
-            undoing = asyncio.create_task(self._undo(fetching))
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
+            self._own(asyncio.create_task(self._undo(fetching)))
             raise
+
+    def _own(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """It comes to its end before we close, whatever becomes of whoever asked for it."""
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     async def _undo(self, fetching: asyncio.Task[Sequence[Delivery]]) -> None:
         """Give back what a fetch that was cancelled took all the same."""
@@ -302,18 +341,23 @@ class AmqpBroker:
             return [self._delivery(queue, channel, message) for message in arrived]
 
     async def _intake_channel(self, queue: str, intake: _Intake) -> Holding:
-        await self._inlets.ensure(self._topology.route(queue).needs)
+        await self._inlets.ensure(self._direct(queue).needs)
         if intake.channel is None or not intake.channel.is_open:
-            channel = Holding(self._consuming, await self._consuming.channel(), next(self._numbers))
-            self._channels = {number: each for number, each in self._channels.items() if each.is_open}
-            self._channels[channel.number] = intake.channel = channel
+            intake.channel = await self._new_channel()
         return intake.channel
+
+    async def _new_channel(self, *, is_private: bool = False) -> Holding:
+        number = next(self._numbers)
+        channel = Holding(self._consuming, await self._consuming.channel(), number, is_private=is_private)
+        self._channels = {number: each for number, each in self._channels.items() if each.is_open}
+        self._channels[channel.number] = channel
+        return channel
 
     async def _attend(
         self, queue: str, intake: _Intake, channel: Holding, limit: int, ends_at: float
     ) -> list[DeliveredMessage]:
         """Be a consumer until something came, or until ``ends_at``."""
-        needs = self._topology.route(queue).needs
+        needs = self._direct(queue).needs
         tag = f"{self._id}.{channel.number}.{next(self._numbers)}"
         intake.arrivals = arrivals = Arrivals()
         try:
@@ -377,12 +421,12 @@ class AmqpBroker:
             return await asyncio.wrap_future(doing)
 
     async def _ack(self, deliveries: Sequence[Delivery]) -> None:
-        for channel, held in self._held(deliveries):
+        for channel, held in await self._settleable(deliveries):
             await channel.ack(held)
 
     async def _nack(self, deliveries: Sequence[Delivery], delay: float) -> None:
-        for channel, held in self._held(deliveries):
-            if delay <= 0:
+        for channel, held in await self._settleable(deliveries):
+            if delay <= 0 and not channel.is_private:
                 await channel.give_back(held)
                 continue
             parcels: dict[int, _Parcel] = {}
@@ -392,7 +436,7 @@ class AmqpBroker:
             await self._replace(channel, parcels)
 
     async def _bury(self, deliveries: Sequence[Delivery], reason: str, error: str) -> None:
-        for channel, held in self._held(deliveries):
+        for channel, held in await self._settleable(deliveries):
             parcels: dict[int, _Parcel] = {}
             for tag, each in held.items():
                 properties = _buried(channel.message(tag), each, reason, error, self._now())
@@ -406,18 +450,76 @@ class AmqpBroker:
             await self._send([parcels[tag] for tag in tags])
             await channel.ack_claimed(tags)
 
-    async def _still_held(self, deliveries: Sequence[Delivery]) -> set[Hashable]:
-        return {(self._id, channel.number, tag) for channel, held in self._held(deliveries) for tag in held}
+    async def _settleable(self, deliveries: Sequence[Delivery]) -> list[tuple[Holding, dict[int, Delivery]]]:
+        """What of these we hold, once none of them is being held anew."""
+        receipts = {each.receipt for each in deliveries}
+        while not self._renewing.isdisjoint(receipts):
+            self._renewed.clear()
+            await self._renewed.wait()
+        return self._held(deliveries)
 
     def _held(self, deliveries: Sequence[Delivery]) -> list[tuple[Holding, dict[int, Delivery]]]:
-        """What of these we still hold, each once, by channel."""
+        """What of these we hold, each once, by channel and by its tag there."""
         found: dict[int, dict[int, Delivery]] = {}
         for delivery in deliveries:
-            _, number, tag = _receipt(delivery)
+            _, number, tag = self._moved.get(delivery.receipt) or _receipt(delivery)
             channel = self._channels.get(number)
             if channel is not None and channel.holds(tag):
                 found.setdefault(number, {})[tag] = delivery
         return [(self._channels[number], held) for number, held in found.items()]
+
+    # ------------------------------------------------------------------------------------------------ extend
+
+    async def _still_held(self, deliveries: Sequence[Delivery]) -> set[Hashable]:
+        # a request that is broken off would take the channel with it, and all that it holds
+        return await asyncio.shield(self._own(asyncio.create_task(self._keep(deliveries))))
+
+    async def _keep(self, deliveries: Sequence[Delivery]) -> set[Hashable]:
+        for channel, _ in self._held(deliveries):
+            await channel.check()
+        for channel, held in self._held(deliveries):
+            old = {tag: each for tag, each in held.items() if channel.age(tag) >= self._renew_after}
+            for queue in {each.queue for each in old.values()}:
+                with suppress(AsyncQueueError):  # then it stays where it is, for as long as the server lets it
+                    await self._renew(queue, channel, {tag: each for tag, each in old.items() if each.queue == queue})
+        kept: set[Hashable] = {each.receipt for _, held in self._held(deliveries) for each in held.values()}
+        if len(kept) < len(deliveries):
+            await self._consuming.reach()  # while no server is there, nobody else is given them
+        return kept
+
+    async def _renew(self, queue: str, channel: Holding, old: Mapping[int, Delivery]) -> None:
+        """Hold these anew: publish copies that nobody else is shown, take them, and ack what they are copies of.
+
+        Who dies meanwhile leaves both, and never none; a copy that comes back tells that it was shown before.
+        """
+        self._moved = {first: now for first, now in self._moved.items() if self._channels[now[1]].has(now[2])}
+        route = self._topology.held_anew(queue, self._id)
+        intake = self._intakes[queue]
+        if intake.anew is None or not intake.anew.is_open:
+            await self._inlets.ensure(route.needs)
+            intake.anew, intake.copies = await self._new_channel(is_private=True), Copies()
+            await intake.anew.attach(route.routing_key, f"{self._id}.{intake.anew.number}", 0, intake.copies)
+        with channel.claimed(old) as tags:
+            receipts = {tag: old[tag].receipt for tag in tags}
+            self._renewing.update(receipts.values())
+            try:
+                parcels: list[_Parcel] = []
+                coming: dict[int, asyncio.Future[int]] = {}
+                for tag in tags:
+                    properties = _copied(channel.message(tag), old[tag])
+                    parcels.append(_Parcel(route, old[tag].body, properties, route.routing_key))
+                    coming[tag] = intake.copies.expect(properties.message_id)
+                await self._send(parcels)
+                await asyncio.wait(coming.values(), timeout=self._access.reply_timeout)
+                there = {tag: each.result() for tag, each in coming.items() if each.done() and not each.cancelled()}
+                for each in coming.values():
+                    each.cancel()
+                for tag, new in there.items():
+                    self._moved[receipts[tag]] = (self._id, intake.anew.number, new)
+                await channel.ack_claimed(there)
+            finally:
+                self._renewing.difference_update(receipts.values())
+                self._renewed.set()
 
     # ------------------------------------------------------------------------------------------------ inspect
 
@@ -455,9 +557,14 @@ class AmqpBroker:
         return purged.message_count or 0
 
     async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
+        if not self._topology.is_quorum:
+            async with self._reading(queue) as reading:
+                messages = await reading.messages(offset + limit)
+            return [_dead(queue, message) for message in messages[offset:]]
+        # there, what was looked at comes back behind what was not: a part of it would be any part
         async with self._reading(queue) as reading:
-            messages = await reading.messages(offset + limit)
-        return [_dead(queue, message) for message in messages[offset:]]
+            entries = [_dead(queue, message) for message in await reading.messages()]
+        return sorted(entries, key=lambda entry: entry.buried_at)[offset : offset + limit]
 
     async def requeue(self, queue: str, ids: Sequence[str]) -> int:
         async with self._reading(queue) as reading:
@@ -465,7 +572,7 @@ class AmqpBroker:
             for message in found:
                 headers = {key: value for key, value in _headers(message).items() if key not in _DEAD_HEADERS}
                 properties = _properties(headers, message.header.properties.priority)
-                await self._send([_Parcel(self._topology.route(queue), message.body, properties, queue)])
+                await self._send([_Parcel(self._direct(queue), message.body, properties, queue)])
                 await reading.done(message)
         return len(found)
 
@@ -480,11 +587,11 @@ class AmqpBroker:
     async def _reading(self, queue: str) -> AsyncIterator[_Reading]:
         """The dead letter, to look through. What is not done with at the end is where it was."""
         self._check_open()
-        name = f"{queue}.dead"
-        size = await self._count(name)
         channel = await self._publishing.channel()
         try:
-            yield _Reading(self._publishing, channel, name, size)
+            reading = _Reading(self._publishing, channel, f"{queue}.dead")
+            yield reading
+            await reading.give_back()
         finally:
             await _leave(channel)
 
@@ -495,8 +602,10 @@ class AmqpBroker:
             async with self._publishing.asking(f"look at queue {name!r}"):
                 try:
                     declared = await channel.queue_declare(name, passive=True)
-                except ChannelNotFoundEntity:
-                    return 0
+                except ChannelNotFoundEntity as exc:
+                    if is_absent(exc):
+                        return 0
+                    raise
         finally:
             await _leave(channel)
         return declared.message_count or 0
@@ -531,6 +640,8 @@ class _Intake:
         self.channel: Holding | None = None
         self.arrivals = Arrivals()
         self.asked_to_leave = asyncio.Event()
+        self.anew: Holding | None = None
+        self.copies = Copies()
 
     def leave(self) -> None:
         """Whoever fetches now comes to an end."""
@@ -539,30 +650,45 @@ class _Intake:
         self.arrivals.leave()
 
 
-@dataclass(frozen=True, slots=True)
 class _Reading:
-    """Looking through a dead letter, on a channel that holds what it has seen until it closes."""
+    """Looking through a dead letter, on a channel that holds what it has seen; nobody else sees it meanwhile."""
 
-    link: AmqpLink
-    channel: Channel
-    name: str
-    size: int
+    def __init__(self, link: AmqpLink, channel: Channel, name: str) -> None:
+        self._link = link
+        self._channel = channel
+        self._name = name
+        self._held: list[int] = []
 
     async def messages(self, limit: int | None = None) -> list[DeliveredMessage]:
         """The oldest, or all."""
         found: list[DeliveredMessage] = []
-        while len(found) < (self.size if limit is None else min(limit, self.size)):
-            async with self.link.asking(f"read queue {self.name!r}"):
-                message = await self.channel.basic_get(self.name)
+        while limit is None or len(found) < limit:
+            async with self._link.asking(f"read queue {self._name!r}"):
+                try:
+                    message = await self._channel.basic_get(self._name)
+                except ChannelNotFoundEntity as exc:
+                    if is_absent(exc):
+                        break
+                    raise
             if isinstance(message.delivery, spec.Basic.GetEmpty):
                 break
+            self._held.append(tag_of(message))
             found.append(message)
         return found
 
     async def done(self, message: DeliveredMessage) -> None:
         """This one is not to stay."""
-        async with self.link.asking("take an ack"):
-            await self.channel.basic_ack(tag_of(message))
+        self._held.remove(tag_of(message))
+        async with self._link.asking("take an ack"):
+            await self._channel.basic_ack(tag_of(message))
+
+    async def give_back(self) -> None:
+        """The others are back where they were, for whoever looks next, when this returns."""
+        if not self._held:
+            return
+        async with self._link.asking("take messages back"):
+            await self._channel.basic_nack(self._held[-1], multiple=True, requeue=True)
+            await self._channel.basic_qos(prefetch_count=1)  # answered when what came before it is done
 
 
 async def _leave(channel: Channel) -> None:
@@ -603,8 +729,15 @@ def _headers(message: DeliveredMessage) -> dict[str, Any]:
 
 def _again(message: DeliveredMessage, delivery: Delivery) -> Any:
     """Properties of a message that is published again in the place of a delivery."""
+    headers = {name: value for name, value in _headers(message).items() if name != LOST}
     lost = {LOST: delivery.attempt - 1} if delivery.attempt > 1 else {}
-    return _properties(_headers(message) | lost, message.header.properties.priority)
+    return _properties(headers | lost, message.header.properties.priority)
+
+
+def _copied(message: DeliveredMessage, delivery: Delivery) -> Any:
+    """Properties of a copy that is held in the place of a delivery; if it comes back, that one counts."""
+    headers = _headers(message) | {LOST: delivery.attempt}
+    return _properties(headers, message.header.properties.priority, secrets.token_hex(16))
 
 
 def _buried(message: DeliveredMessage, delivery: Delivery, reason: str, error: str, now: float) -> Any:
@@ -620,20 +753,31 @@ def _buried(message: DeliveredMessage, delivery: Delivery, reason: str, error: s
 
 
 def _dead(queue: str, message: DeliveredMessage) -> Dead:
+    """One that we buried, or that the server put there itself by a policy, which says why in words of its own."""
     headers = message.header.properties.headers or {}
     return Dead(
         id=_id(message),
         queue=str(headers.get(DEAD_QUEUE, queue)),
         body=message.body,
-        reason=str(headers.get(DEAD_REASON, "")),
+        reason=str(headers.get(DEAD_REASON, headers.get("x-first-death-reason", ""))),
         error=str(headers.get(DEAD_ERROR, "")),
-        attempt=_number(headers.get(DEAD_ATTEMPT)) or 1,
-        buried_at=float(str(headers.get(DEAD_AT, 0))),
+        attempt=_number(headers.get(DEAD_ATTEMPT)) or _number(headers.get("x-delivery-count")) or 1,
+        buried_at=float(str(headers[DEAD_AT])) if DEAD_AT in headers else _died_at(headers.get("x-death")),
     )
 
 
+def _died_at(deaths: object) -> float:
+    """When a server buried it (unix seconds), as the newest entry of its own header says; 0 where there is none."""
+    match deaths:
+        case [{"time": datetime() as at}, *_]:
+            return at.timestamp()
+        case _:
+            return 0.0
+
+
 def _id(message: DeliveredMessage) -> str:
-    return message.header.properties.message_id or ""
+    """Its own id; what Go or a server put there has none, and is known by its bytes."""
+    return message.header.properties.message_id or hashlib.sha256(message.body).hexdigest()[:32]
 
 
 def _number(value: object) -> int:

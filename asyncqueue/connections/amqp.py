@@ -2,6 +2,9 @@
 
 Nothing here recovers by itself. A connection that broke, or that did not answer in time, is given up at once, and the
 next call makes a new one: there is no state in which a socket is open and nobody listens behind it.
+
+The connection is aio-pika's; the channels are those below its objects, where one frame acks many messages and a batch
+of publishes waits once.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any, assert_never, cast
 from urllib.parse import parse_qsl
 
+import aio_pika
 import aiormq
-from aiormq import Channel, Connection
+from aio_pika.abc import ConnectionParameter
+from aiormq import Channel
 from aiormq import exceptions as amqp_errors
 from aiormq.connection import TransportFactory
 from yarl import URL
 
 from asyncqueue.connections.amqp_topology import Binding, Declaration, Exchange, Queue
 from asyncqueue.connections.tls import tls_context
-from asyncqueue.errors import AsyncQueueError, ConfigError, MessageTooLarge, Refused, Unavailable
+from asyncqueue.errors import AsyncQueueError, Blocked, ConfigError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.redact import redact_url
 
 CONNECT_TIMEOUT = 5.0
@@ -38,8 +43,9 @@ HEARTBEAT = 60
 """Seconds after which both sides give up a connection that is silent; whole ones, at least 1."""
 
 # what the library complains of, tracebacks and all, is raised here as an error, and told once; unless somebody asks
-if logging.getLogger("aiormq").level == logging.NOTSET:
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+for _library in ("aio_pika", "aiormq"):
+    if logging.getLogger(_library).level == logging.NOTSET:
+        logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 _CLOSE_TIMEOUT = 2.0
 _FORMS = {
@@ -127,7 +133,7 @@ class AmqpLink:
         self.generation = 0
         self._purpose = purpose
         self._connecting = asyncio.Lock()
-        self._connection: Connection | None = None
+        self._connection: _Connection | None = None
         self._transport: _Transport | None = None
         self._first = 0
 
@@ -138,20 +144,26 @@ class AmqpLink:
         servers = self.access.servers
         return str(servers[self._first % len(servers)]) if connected else ", ".join(map(str, servers))
 
-    async def reach(self) -> Connection:
-        """The connection, made now if there is none. Raises ``Unavailable`` or ``Refused``."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there, as far as we know."""
+        return self._connection is not None and self._connection.is_open
+
+    async def reach(self) -> None:
+        """See to it that there is a connection. Raises ``Unavailable`` or ``Refused``."""
         async with self._connecting:
-            if self._connection is None or not self._connection.is_opened:
+            if not self.is_open:
                 self.abandon()
                 self._connection = await self._connect()
                 self.generation += 1
-            return self._connection
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """A channel of one's own. Raises ``Unavailable`` or ``Refused``."""
-        connection = await self.reach()
+        await self.reach()
         async with self.asking("open a channel"):
-            return cast(Channel, await connection.channel(publisher_confirms=confirms))
+            if self._connection is None:
+                raise Unavailable(f"RabbitMQ at {self.where}: the connection was given up")
+            return await self._connection.bare_channel(confirms=confirms)
 
     @asynccontextmanager
     async def asking(self, what: str, timeout: float | None = None) -> AsyncIterator[None]:
@@ -168,10 +180,12 @@ class AmqpLink:
                     # nobody cancelled us: this is how the library ends what waited on a connection that broke
                     raise Unavailable(f"RabbitMQ at {self.where}: the connection broke (to {what})") from None
         except TimeoutError as exc:
-            reason = "a memory or disk alarm keeps it from taking messages" if self._is_blocked() else "no answer"
-            text = f"RabbitMQ at {self.where} did not {what} within {limit:g} s: {reason}"
+            text = f"RabbitMQ at {self.where} did not {what} within {limit:g} s"
+            is_blocked = self._connection is not None and self._connection.is_blocked
             self.abandon()
-            raise Unavailable(text) from exc
+            if is_blocked:
+                raise Blocked(f"{text}: a memory or disk alarm keeps it from taking messages") from exc
+            raise Unavailable(f"{text}: no answer") from exc
         except AsyncQueueError:
             raise
         except Exception as exc:
@@ -233,7 +247,7 @@ class AmqpLink:
         if transport is self._transport:
             self.abandon()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> _Connection:
         errors: list[AsyncQueueError] = []
         servers = self.access.servers
         for turn in range(len(servers)):
@@ -248,7 +262,7 @@ class AmqpLink:
         # as long as one of them may come back, trying again may help
         raise next((error for error in errors if isinstance(error, Unavailable)), errors[0])
 
-    async def _connect_to(self, server: AmqpServer) -> Connection:
+    async def _connect_to(self, server: AmqpServer) -> _Connection:
         access = self.access
         name = " ".join(filter(None, (access.client_name or "asyncqueue", self._purpose)))
         transport = _Transport(server.tls)
@@ -256,26 +270,18 @@ class AmqpLink:
         try:
             async with only.asking("connect", access.connect_timeout):
                 url = server.url.with_query(heartbeat=str(access.heartbeat), name=name)
-                connection = await aiormq.connect(url, transport_factory=transport)
+                connection = _Connection(url, transport_factory=transport)
+                await connection.connect()
         except BaseException:
             transport.abort()
             raise
         self._transport = transport
         return connection
 
-    def _is_blocked(self) -> bool:
-        """Whether the server has said that it takes no messages now."""
-        if self._connection is None:
-            return False
-        waiting = self._connection.ready()
-        try:
-            waiting.send(None)
-        except StopIteration:
-            return False
-        except Exception:  # it broke, which is something else
-            return False
-        waiting.close()
-        return True
+
+def is_absent(exc: Exception) -> bool:
+    """Whether the server says that there is no such thing, and not that it is out of reach."""
+    return isinstance(exc, amqp_errors.ChannelNotFoundEntity) and not _AWAY.search(_said(exc))
 
 
 class Standing:
@@ -294,7 +300,7 @@ class Standing:
         Raises ``Refused`` where it stands with other arguments, which are named.
         """
         async with self._declaring:
-            connection = await self._link.reach()
+            await self._link.reach()
             if self._generation != self._link.generation:
                 self._generation, self._channel = self._link.generation, None
                 self._until.clear()
@@ -303,7 +309,7 @@ class Standing:
                 margin = 0.0 if lasting == math.inf else lasting / 4
                 if self._until.get(each.key, -math.inf) > now + margin:
                     continue
-                if self._channel is None or self._channel.is_closed or not connection.is_opened:
+                if self._channel is None or self._channel.is_closed or not self._link.is_open:
                     self._channel = await self._link.channel()  # of its own: a refusal closes it
                 async with self._link.asking(f"declare {' '.join(each.key)}"):
                     await _declare(self._channel, each)
@@ -339,6 +345,47 @@ async def _declare(channel: Channel, what: Declaration) -> None:
             await bind(target, source, routing_key, arguments=dict(arguments))
         case _:
             assert_never(what)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+class _Connection(aio_pika.Connection):
+    """A connection of aio-pika's, on a socket of ours."""
+
+    PARAMETERS = (
+        *aio_pika.Connection.PARAMETERS,
+        ConnectionParameter("transport_factory", parser=_as_it_is, is_kwarg=True),
+    )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is there, and somebody reads and writes."""
+        return self.transport is not None and cast(aiormq.Connection, self.transport.connection).is_opened
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the server has said that it takes no messages now."""
+        if self.transport is None:
+            return False
+        waiting = self.transport.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        except Exception:  # it broke, which is something else
+            return False
+        waiting.close()
+        return True
+
+    async def bare_channel(self, *, confirms: bool) -> Channel:
+        """A channel without the object around it, of which something would stay with the connection for ever."""
+        assert self.transport is not None
+        return cast(Channel, await self.transport.connection.channel(publisher_confirms=confirms))
+
+    def __del__(self) -> None:
+        """Nothing: whoever gives it up has torn its socket down, and a collector has no loop to close it in."""
 
 
 class _Transport(TransportFactory):

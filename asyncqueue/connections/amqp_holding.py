@@ -11,6 +11,7 @@ import aiormq
 from aiormq.abc import DeliveredMessage
 
 from asyncqueue.connections.amqp import AmqpLink
+from asyncqueue.errors import AsyncQueueError
 
 
 class Holding:
@@ -18,14 +19,18 @@ class Holding:
 
     The server ends a channel that acks what it does not hold, and with it every delivery on it. So a tag leaves our
     books before its frame is written, and one writer at a time does both.
+
+    ``is_private``: the queue is one that nobody else looks into, so that what is given back comes to nobody.
     """
 
-    def __init__(self, link: AmqpLink, channel: aiormq.Channel, number: int) -> None:
+    def __init__(self, link: AmqpLink, channel: aiormq.Channel, number: int, *, is_private: bool = False) -> None:
         self.number = number
+        self.is_private = is_private
         self._link = link
         self._channel = channel
         self._prefetch = 0
         self._shown: dict[int, DeliveredMessage] = {}
+        self._shown_at: dict[int, float] = {}
         self._claimed: set[int] = set()
         self._settling = asyncio.Lock()
         self._settled = asyncio.Event()
@@ -42,9 +47,17 @@ class Holding:
         """Whether that is ours, and nobody is settling it."""
         return tag in self._shown and tag not in self._claimed
 
+    def has(self, tag: int) -> bool:
+        """Whether that came and is not settled, be somebody settling it or not."""
+        return tag in self._shown
+
     def message(self, tag: int) -> DeliveredMessage:
         """What came with that tag."""
         return self._shown[tag]
+
+    def age(self, tag: int) -> float:
+        """For how long (seconds) that is held."""
+        return asyncio.get_running_loop().time() - self._shown_at[tag]
 
     async def room(self, most: int, wait: float) -> int:
         """How many more may be held where ``most`` may, waiting up to ``wait`` seconds for there to be room."""
@@ -56,11 +69,12 @@ class Holding:
         return most - len(self._shown)
 
     async def attach(self, queue: str, tag: str, limit: int, arrivals: Arrivals) -> None:
-        """Begin to consume, ``limit`` messages at most."""
+        """Begin to consume, ``limit`` messages at most; 0: any number."""
         self._arrivals = arrivals
 
         async def arrive(message: DeliveredMessage) -> None:
             self._shown[tag_of(message)] = message
+            self._shown_at[tag_of(message)] = asyncio.get_running_loop().time()
             arrivals.add(message)
 
         async with self._link.asking(f"consume from queue {queue!r}"):
@@ -69,6 +83,17 @@ class Holding:
                 self._prefetch = limit
             await self._channel.basic_consume(queue, arrive, consumer_tag=tag)
 
+    async def check(self) -> None:
+        """Ask the server whether it still has this channel; if it does not say so, nothing is held any more.
+
+        A connection may be half open and a channel be closed, and nobody has told us yet.
+        """
+        try:
+            async with self._link.asking("keep messages"):
+                await self._channel.basic_qos(prefetch_count=self._prefetch)  # as it is
+        except AsyncQueueError:
+            self._ended()
+
     async def detach(self, tag: str) -> None:
         """Consume no more. What the server had sent until then has arrived when this returns."""
         async with self._link.asking("end consuming"):
@@ -76,8 +101,8 @@ class Holding:
 
     async def ack(self, tags: Iterable[int]) -> None:
         """These of ours are done."""
-        async with self._settling:
-            await self._ack({tag for tag in tags if self.holds(tag)})
+        with self.claimed(tags) as mine:
+            await self.ack_claimed(mine)
 
     async def ack_claimed(self, tags: Iterable[int]) -> None:
         """These, which the caller has claimed, are done."""
@@ -86,11 +111,9 @@ class Holding:
 
     async def give_back(self, tags: Iterable[int]) -> None:
         """These of ours go back to where they were in the queue."""
-        async with self._settling, self._link.asking("take messages back"):
-            mine = [tag for tag in tags if self.holds(tag)]
-            for number, tag in enumerate(mine, 1):
-                self._shown.pop(tag, None)
-                await self._channel.basic_nack(tag, requeue=True, wait=number == len(mine))
+        with self.claimed(tags) as claimed:
+            async with self._settling, self._link.asking("take messages back"):
+                await self._give_back([tag for tag in claimed if tag in self._shown])
         self._settled.set()
 
     @contextmanager
@@ -106,15 +129,25 @@ class Holding:
     async def _ack(self, done: set[int]) -> None:
         frames = ack_frames(self._shown, done)
         for tag in done:
-            self._shown.pop(tag, None)
+            self._forget(tag)
         async with self._link.asking("take acks"):
             for number, (tag, multiple) in enumerate(frames, 1):
                 # once the last is out, all are: a connection that is closed drops what is not
                 await self._channel.basic_ack(tag, multiple, wait=number == len(frames))
         self._settled.set()
 
+    async def _give_back(self, tags: Sequence[int]) -> None:
+        for number, tag in enumerate(tags, 1):
+            self._forget(tag)
+            await self._channel.basic_nack(tag, requeue=True, wait=number == len(tags))
+
+    def _forget(self, tag: int) -> None:
+        self._shown.pop(tag, None)
+        self._shown_at.pop(tag, None)
+
     def _ended(self) -> None:
         self._shown.clear()
+        self._shown_at.clear()
         self._settled.set()
         self._arrivals.end()
 
@@ -153,6 +186,30 @@ class Arrivals:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(ends_at):
                 await self._stirred.wait()
+
+
+class Copies(Arrivals):
+    """What comes to a consumer that stays attached: copies that are waited for, each by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._awaited: dict[str, asyncio.Future[int]] = {}
+
+    def expect(self, message_id: str) -> asyncio.Future[int]:
+        """The tag that this copy will come with; cancelled if none comes any more."""
+        future = self._awaited[message_id] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: self._awaited.pop(message_id, None))
+        return future
+
+    def add(self, message: DeliveredMessage) -> None:
+        future = self._awaited.get(message.header.properties.message_id or "")
+        if future is not None and not future.done():
+            future.set_result(tag_of(message))
+
+    def end(self) -> None:
+        super().end()
+        for future in list(self._awaited.values()):
+            future.cancel()
 
 
 def tag_of(message: DeliveredMessage) -> int:

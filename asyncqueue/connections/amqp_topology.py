@@ -24,6 +24,10 @@ LEVELS = 6
 MAX_DELAY = 5 * BASE ** (LEVELS - 1) - 1
 """The longest delay (whole seconds), about 60 days: a server lets no message wait longer than 49 days in one queue."""
 
+_NO_LIMIT = 2**31 - 1
+_BACK_AFTER = 2
+_UNUSED = 60
+
 Arguments = Mapping[str, Any]
 
 
@@ -107,6 +111,11 @@ class Topology:
     auto_delete: bool = False
     delayed_queue: str = ""
 
+    @property
+    def is_quorum(self) -> bool:
+        """Whether queues are quorum queues, which count deliveries."""
+        return self.queue_arguments.get("x-queue-type") == "quorum"
+
     def name(self, queue: str) -> str:
         """What the queue is called on the server."""
         is_default = bool(self.exchange) and queue in (self.default_queue, self.binding_key)
@@ -144,10 +153,20 @@ class Topology:
         return self._along_levels(self.name(queue), direct, digits(seconds))
 
     def dead_letter(self, queue: str) -> Route:
-        """To the dead letter of a queue."""
+        """To the dead letter of a queue, which is as safe as the queue itself."""
         name = f"{queue}.dead"
-        kind = {key: value for key, value in self.queue_arguments.items() if key == "x-queue-type"}
-        return Route("", name, (Queue(name, kind),))
+        # to look at a message of a quorum queue counts as a delivery, of which servers allow 20 by default
+        kept = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT}
+        return Route("", name, (Queue(name, kept if self.is_quorum else {}),))
+
+    def held_anew(self, queue: str, owner: str) -> Route:
+        """To a queue of one worker, for a message that it has held for long and means to keep. When the worker is gone,
+        what it has not settled goes back to where it came from, and then the queue goes."""
+        name, direct = self.name(queue), self.route(queue)
+        back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name, "x-message-ttl": _BACK_AFTER * 1000}
+        kind = {"x-queue-type": "quorum"} if self.is_quorum else {}
+        mine = Queue(f"{name}.held.{owner}", kind | back | {"x-expires": _UNUSED * 1000}, expires_in=_UNUSED)
+        return Route("", mine.name, (*direct.needs, mine))
 
     def _through(
         self, name: str, direct: Route, times: Arguments, *, expires_in: float = math.inf, expiration: int | None = None

@@ -22,12 +22,13 @@ from asyncqueue.connections import amqp_topology
 from asyncqueue.connections.amqp import parse_urls
 from asyncqueue.connections.amqp_holding import ack_frames
 from asyncqueue.connections.amqp_topology import Topology
-from asyncqueue.errors import ConfigError, Refused, Unavailable
+from asyncqueue.errors import Blocked, ConfigError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.signature import Signature
 from asyncqueue.testing import BrokerContract, InspectorContract
 from asyncqueue.testing.suite import BrokerSuite, Suite, names
 from asyncqueue.wire import encode_signature
 from tests.opened import opened
+from tests.proxy import FaultProxy
 from tests.services import Rabbit, RabbitServer, free_port
 
 T = TypeVar("T")
@@ -149,6 +150,13 @@ class TestAmqpInspector(OnRabbit, InspectorContract):
         assert (await inspector.depth(self.other_queue)).ready == 1
         assert list(await self.broker.extend([held])) == []
         assert await inspector.purge(self.queue) == 0
+
+
+class TestAmqpInspectorOnQuorumQueues(TestAmqpInspector):
+    """There, a message that was looked at comes back a moment later."""
+
+    async def make_broker(self) -> AmqpBroker:
+        return AmqpBroker(self.url, topology=Topology(queue_arguments={"x-queue-type": "quorum"}))
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
@@ -317,6 +325,57 @@ async def test_a_queue_with_other_arguments_is_refused_and_the_argument_is_named
         assert names(await fetched(different, queue="another")) == ["c"], "other queues go on"
 
 
+async def test_an_exchange_of_another_type_is_refused_and_the_argument_is_named(
+    broker: AmqpBroker, amqp_url: str
+) -> None:
+    await broker.publish([message("a")])
+    async with opened(AmqpBroker(amqp_url, topology=Topology(exchange_type="fanout"))) as different:
+        with pytest.raises(Refused, match=r"inequivalent arg 'type' for exchange 'machinery_exchange'"):
+            await different.publish([message("b")])
+
+
+async def test_a_user_without_permissions_is_refused_and_what_was_not_allowed_is_named(
+    host: Host, amqp_url: str, broker: AmqpBroker
+) -> None:
+    await broker.publish([message("a")])
+    name, place = f"user-{host.name}", amqp_url.partition("@")[2]
+    await host.ask("PUT", f"users/{name}", {"password": CANARY, "tags": ""})
+    try:
+        denied = AmqpBroker(f"amqp://{name}:{CANARY}@{place}")
+        with pytest.raises(Refused, match=r"virtual host exist, and may this user use it") as raised:
+            await denied.open()
+        assert CANARY not in str(raised.value)
+        await host.ask("PUT", f"permissions/VHOST/{name}", {"configure": ".*", "write": "q", "read": "machinery.*"})
+        async with opened(denied):
+            with pytest.raises(Refused, match="access to exchange 'machinery_exchange'"):
+                await denied.publish([message("b")])
+            with pytest.raises(Refused, match="access to queue 'q'"):
+                await denied.fetch("q", 1, 0)
+        assert names(await fetched(broker)) == ["a"]
+    finally:
+        await host.ask("DELETE", f"users/{name}")
+
+
+async def test_a_body_over_the_servers_limit_is_refused_and_its_queue_is_named(own_server: RabbitServer) -> None:
+    words = "application:set_env(rabbit, max_message_size, {})."
+    await asyncio.to_thread(own_server.control, "eval", words.format(100_000))
+    try:
+        async with opened(AmqpBroker(own_server.url)) as broker:
+            await at_last(lambda: broker.publish([message("before", "sizes")]))
+            large = Message(b"x" * 100_001, "sizes", "task_large")
+            innocent = asyncio.create_task(at_last(lambda: broker.publish([message("beside", "sizes-2")])))
+            with pytest.raises(MessageTooLarge, match=r"'sizes'.*100001"):
+                await broker.publish([message("with it", "sizes-3"), large])
+            await innocent
+            await broker.publish([message("after", "sizes-2")])
+            assert names(await fetched(broker, queue="sizes")) == ["before"]
+            seen: set[str] = set()
+            while seen != {"beside", "after"}:  # the one beside may be there twice
+                seen |= {*names(await fetched(broker, queue="sizes-2"))}
+    finally:
+        await asyncio.to_thread(own_server.control, "eval", words.format(134_217_728))
+
+
 async def test_a_message_arrives_in_a_queue_that_was_deleted_since_we_declared_it(
     broker: AmqpBroker, host: Host
 ) -> None:
@@ -464,6 +523,82 @@ async def test_a_connection_that_the_server_closes_costs_what_it_held_and_nothin
     assert names(await fetched(broker)) == ["b"]
 
 
+async def test_a_connection_that_is_half_open_holds_nothing_any_more(amqp_url: str, shared_rabbitmq: Rabbit) -> None:
+    place = urlsplit(amqp_url)
+    async with FaultProxy("127.0.0.1", urlsplit(shared_rabbitmq.url).port or 0, reads=False) as proxy:
+        url = f"amqp://{place.username}:{place.password}@127.0.0.1:{proxy.port}{place.path}"
+        async with opened(AmqpBroker(url, reply_timeout=1.0, heartbeat=3)) as broker:
+            await broker.publish([message("a"), message("b")])
+            taken = await fetched(broker, 2)
+            assert list(await broker.extend(taken)) == []
+            proxy.strand()
+            assert list(await broker.extend(taken)) == taken
+            await broker.ack(taken)  # which changes nothing
+            assert sorted(names(await fetched(broker, 2))) == ["a", "b"], "the server gives a silent client up, too"
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_what_was_held_for_long_is_held_anew_and_every_verdict_reaches_it(kind: str, amqp_url: str) -> None:
+    def worker() -> AmqpBroker:
+        return AmqpBroker(amqp_url, topology=Topology(queue_arguments={"x-queue-type": kind}), renew_after=0.0)
+
+    async with opened(worker()) as other:
+        async with opened(worker()) as broker:
+            await broker.publish([message(name, priority=3) for name in ("acked", "back", "later", "dead", "left")])
+            acked, back, later, dead, left = taken = await fetched(broker, 5)
+            for _ in range(3):
+                assert list(await broker.extend(taken)) == []
+            assert (await other.depth("q")).ready == 0
+            await asyncio.gather(broker.extend(taken), broker.ack([acked]))
+            await broker.nack([back])
+            await broker.nack([later], delay=1.0)
+            await broker.bury([dead], "reason", "error")
+            assert list(await broker.extend(taken)) == taken[:4]
+            assert [entry.body for entry in await other.dead("q", 10)] == [dead.body]
+            again = {name: await fetched(other) for name in ("back", "later")}
+            assert {name: names(each) for name, each in again.items()} == {"back": ["back"], "later": ["later"]}
+            await other.ack([each for some in again.values() for each in some])
+        (once_more,) = await fetched(other)
+        assert (once_more.body, once_more.attempt) == (left.body, 2), "it was given back by a worker that left"
+        await other.ack([once_more])
+        assert list(await other.fetch("q", 10, 0.1)) == []
+
+
+async def test_nothing_is_lost_while_no_server_is_there_to_give_it_to_others(
+    amqp_url: str, shared_rabbitmq: Rabbit
+) -> None:
+    place = urlsplit(amqp_url)
+    async with FaultProxy("127.0.0.1", urlsplit(shared_rabbitmq.url).port or 0, reads=False) as proxy:
+        url = f"amqp://{place.username}:{place.password}@127.0.0.1:{proxy.port}{place.path}"
+        async with opened(AmqpBroker(url, reply_timeout=1.0)) as broker:
+            await broker.publish([message("a")])
+            taken = await fetched(broker)
+            await proxy.refuse()
+            with pytest.raises(Unavailable):
+                await broker.extend(taken)
+            await proxy.accept()
+            assert await at_last(lambda: broker.extend(taken)) == taken
+
+
+async def test_what_the_server_buried_by_its_own_limit_is_shown_with_its_reason_and_put_back(amqp_url: str) -> None:
+    limited = {"x-queue-type": "quorum", "x-delivery-limit": 1}
+    to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q.dead"}
+    async with opened(AmqpBroker(amqp_url, topology=Topology(queue_arguments=limited | to_dead))) as broker:
+        await broker.publish([message("first")])
+        await broker.bury(await fetched(broker), "mine", "an error")  # now the dead letter is there
+        await broker.publish([message("a")])
+        for _ in range(2):
+            await broker.nack(await fetched(broker))
+        async with asyncio.timeout(PATIENCE):
+            while len(dead := await broker.dead("q", 10)) < 2:
+                await asyncio.sleep(0.02)
+        theirs, mine = sorted(dead, key=lambda entry: entry.reason)
+        assert (theirs.reason, mine.reason) == ("delivery_limit", "mine")
+        assert abs(theirs.buried_at - time.time()) < 60
+        assert await broker.requeue("q", [theirs.id]) == 1
+        assert names(await fetched(broker)) == ["a"]
+
+
 # ---------------------------------------------------------------------------------------------------- reaching it
 
 
@@ -548,7 +683,7 @@ async def test_a_server_that_is_short_of_memory_refuses_messages_and_goes_on_giv
         await at_last(lambda: broker.publish([message("a", "short"), message("b", "short")]))
         (first,) = await fetched(broker, queue="short")
         await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0")
-        with pytest.raises(Unavailable, match="memory or disk alarm"):
+        with pytest.raises(Blocked, match="memory or disk alarm"):
             await broker.publish([message("c", "short")])
         assert names(await fetched(broker, queue="short")) == ["b"]
         await broker.ack([first])
