@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from benchmarks import imports, round_trip, sending, worker_cost
-from tests.services import RedisServer, ServiceMissing, StartFailed
+from tests.services import RabbitServer, RedisServer, Server, ServiceMissing, StartFailed
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -26,9 +26,14 @@ Rows = Mapping[str, Mapping[str, float]]
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON here; else benchmarks/results/.")
 def main(tasks: int, concurrency: int, trips: int, output: Path | None) -> None:
     """Measure what this machine makes of asyncqueue. Read ratios within one run; machines differ by the hour."""
-    with tempfile.TemporaryDirectory() as folder, _redis() as redis:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _started("REDIS_URL", RedisServer(fsync="no")) as redis,
+        _started("RABBITMQ_URL", RabbitServer()) as rabbit,
+    ):
         urls = {"redis": redis} if redis else {}
         urls |= {"sqlite": f"sqlite:///{folder}/bench.db", "memory": "memory://bench"}
+        urls |= {"rabbitmq, results in redis": f"{rabbit} {redis}"} if rabbit and redis else {}
         answers: dict[str, Rows] = {
             f"worker, {tasks} no-ops with result, concurrency {concurrency}": worker_cost.run(urls, tasks, concurrency),
             f"sending {tasks} tasks": sending.run(urls, tasks),
@@ -53,20 +58,19 @@ def _show(question: str, rows: Rows) -> None:
 
 
 @contextmanager
-def _redis() -> Iterator[str | None]:
-    """``REDIS_URL``, or a server of our own for as long as this runs; None, with a word why, where there is none."""
-    if url := os.environ.get("REDIS_URL"):
+def _started(variable: str, server: Server) -> Iterator[str | None]:
+    """The URL in a variable, or of a server for as long as this runs; None, with a word why, where there is none."""
+    if url := os.environ.get(variable):
         yield url
         return
     try:
-        server = RedisServer(fsync="no")
         server.start()
     except (OSError, ServiceMissing, StartFailed) as exc:
-        click.echo(f"without Redis: {exc}")
+        click.echo(f"without {variable}: {exc}")
         yield None
         return
     try:
-        yield server.url
+        yield server.variables()[variable]
     finally:
         server.stop()
 

@@ -8,8 +8,10 @@ QUEUE = "bench"
 
 
 def make_server(url: str) -> Server:
-    """A server with the task ``noop``, which takes an integer and returns it."""
-    server = Server(url)
+    """A server with the task ``noop``, which takes an integer and returns it. A second URL, behind a blank, is that of
+    the results."""
+    broker, _, backend = url.partition(" ")
+    server = Server(broker=broker, backend=backend or broker)
 
     @server.task(queue=QUEUE)
     async def noop(number: int) -> int:

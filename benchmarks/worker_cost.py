@@ -35,17 +35,8 @@ def run(urls: dict[str, str], count: int, concurrency: int) -> dict[str, dict[st
 
 
 def _in_another_process(url: str, count: int, concurrency: int, *, raw: bool = False) -> dict[str, float]:
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.worker_cost",
-        url,
-        str(count),
-        str(concurrency),
-        *(["raw"] if raw else []),
-    ]
-    if not url.startswith("memory"):
-        asyncio.run(_fill(url, count))
+    last = "" if url.startswith("memory") else asyncio.run(_fill(url, count))[-1]
+    words = [sys.executable, "-m", "benchmarks.worker_cost", url, str(count), str(concurrency), "raw" if raw else last]
     done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     parsed: dict[str, float] = json.loads(done.stdout)
     return parsed
@@ -62,12 +53,12 @@ def _signatures(server: Server, count: int) -> list[Signature]:
     return [server.signature("noop", number) for number in range(count)]
 
 
-async def _work(url: str, count: int, concurrency: int) -> dict[str, float]:
+async def _work(url: str, count: int, concurrency: int, task_id: str) -> dict[str, float]:
     server = make_server(url)
     async with server:
-        if url.startswith("memory"):
-            await server.send_many(_signatures(server, count))
-        last = server.result((await server.get_pending_tasks(QUEUE, count))[-1].uuid)
+        if not task_id:
+            task_id = (await server.send_many(_signatures(server, count)))[-1].task_id
+        last = server.result(task_id)
         meter = Meter()
         async with Worker(server, queues=QUEUE, concurrency=concurrency):
             await last.wait()
@@ -76,9 +67,12 @@ async def _work(url: str, count: int, concurrency: int) -> dict[str, float]:
 
 def main() -> None:
     """The child process: work one queue empty and print what it cost."""
-    url, count, concurrency, *raw = sys.argv[1:]
-    work = raw_loop.work if raw else _work
-    print(json.dumps(asyncio.run(work(url, int(count), int(concurrency)))))
+    url, count, concurrency, last = sys.argv[1:]
+    if last == "raw":
+        spent = asyncio.run(raw_loop.work(url, int(count), int(concurrency)))
+    else:
+        spent = asyncio.run(_work(url, int(count), int(concurrency), last))
+    print(json.dumps(spent))
 
 
 if __name__ == "__main__":
