@@ -284,6 +284,7 @@ class PubSubBroker:
                     since = self._clock.monotonic()
                     lost = await self._link.modify_deadline(name, [each.ack_id for each in found], self._lease)
                     ends_at = since + self._lease
+            # the service counts what was given back too: all that can be relied on is whether this is the first
             return [
                 Delivery(each.body, queue, self._holding.take(name, each, ends_at), min(each.shown, 2))
                 for each in found
@@ -292,6 +293,8 @@ class PubSubBroker:
 
         deliveries = await self._at(queue, pull)
         self._mine.update((delivery.receipt, delivery) for delivery in deliveries)
+        if len(self._mine) > _REMEMBERED:  # of those that were lost, nobody told us
+            self._mine = {receipt: each for receipt, each in self._mine.items() if self._holding.of(receipt)}
         return deliveries
 
     # ------------------------------------------------------------------------------------------------ settle

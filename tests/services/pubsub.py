@@ -55,7 +55,8 @@ class GoBuild:
         SERVICES.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=SERVICES) as folder:
             built = Path(folder, "built")
-            command = [go, "build", "-mod=readonly", "-trimpath", "-o", str(built / self.source.name), "."]
+            options = ["-mod=readonly", "-trimpath", "-buildvcs=false"]
+            command = [go, "build", *options, "-o", str(built / self.source.name), "."]
             environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GO111MODULE": "on", "GOWORK": "off"}
             if subprocess.run(
                 command, cwd=self.source, env=environment, stdin=subprocess.DEVNULL, check=False
