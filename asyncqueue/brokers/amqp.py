@@ -48,6 +48,8 @@ MAX_BATCH = 1_000
 RENEW_AFTER = 300.0
 """Seconds after which a delivery that is still held is held anew; a server allows 30 minutes unless told otherwise."""
 
+_RENEW_AGAIN = 30.0
+
 MAX_ERROR = 32_768
 """The most characters of an error text that a dead letter keeps: headers have to fit in one frame."""
 
@@ -319,6 +321,7 @@ class AmqpBroker:
         """It comes to its end before we close, whatever becomes of whoever asked for it."""
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may be left to hear of it
         return task
 
     async def _undo(self, fetching: asyncio.Task[Sequence[Delivery]]) -> None:
@@ -334,7 +337,8 @@ class AmqpBroker:
             ends_at = asyncio.get_running_loop().time() + wait
             channel = await self._intake_channel(queue, intake)
             if self._prefetch:
-                limit = min(limit, await channel.room(self._prefetch, wait))
+                held_anew = 0 if intake.anew is None else intake.anew.count
+                limit = min(limit, await channel.room(self._prefetch - held_anew, wait))
             if limit <= 0:
                 return ()
             arrived = await self._attend(queue, intake, channel, limit, ends_at)
@@ -480,22 +484,30 @@ class AmqpBroker:
         for channel, held in self._held(deliveries):
             old = {tag: each for tag, each in held.items() if channel.age(tag) >= self._renew_after}
             for queue in {each.queue for each in old.values()}:
-                with suppress(AsyncQueueError):  # then it stays where it is, for as long as the server lets it
-                    await self._renew(queue, channel, {tag: each for tag, each in old.items() if each.queue == queue})
+                await self._try_to_renew(queue, channel, {tag: e for tag, e in old.items() if e.queue == queue})
         kept: set[Hashable] = {each.receipt for _, held in self._held(deliveries) for each in held.values()}
         if len(kept) < len(deliveries):
             await self._consuming.reach()  # while no server is there, nobody else is given them
         return kept
+
+    async def _try_to_renew(self, queue: str, channel: Holding, old: Mapping[int, Delivery]) -> None:
+        now, intake = asyncio.get_running_loop().time(), self._intakes[queue]
+        if now < intake.renew_again_at:
+            return
+        try:
+            await self._renew(queue, channel, old)
+        except AsyncQueueError:  # they stay where they are, for as long as the server lets them
+            intake.renew_again_at = now + _RENEW_AGAIN
 
     async def _renew(self, queue: str, channel: Holding, old: Mapping[int, Delivery]) -> None:
         """Hold these anew: publish copies that nobody else is shown, take them, and ack what they are copies of.
 
         Who dies meanwhile leaves both, and never none; a copy that comes back tells that it was shown before.
         """
-        self._moved = {first: now for first, now in self._moved.items() if self._channels[now[1]].has(now[2])}
+        self._moved = {first: now for first, now in self._moved.items() if self._has(now)}
         route = self._topology.held_anew(queue, self._id)
         intake = self._intakes[queue]
-        if intake.anew is None or not intake.anew.is_open:
+        if intake.anew is None or not intake.anew.is_open or intake.copies.were_ended:
             await self._inlets.ensure(route.needs)
             intake.anew, intake.copies = await self._new_channel(is_private=True), Copies()
             await intake.anew.attach(route.routing_key, f"{self._id}.{intake.anew.number}", 0, intake.copies)
@@ -520,6 +532,10 @@ class AmqpBroker:
             finally:
                 self._renewing.difference_update(receipts.values())
                 self._renewed.set()
+
+    def _has(self, receipt: _Receipt) -> bool:
+        channel = self._channels.get(receipt[1])
+        return channel is not None and channel.has(receipt[2])
 
     # ------------------------------------------------------------------------------------------------ inspect
 
@@ -642,6 +658,7 @@ class _Intake:
         self.asked_to_leave = asyncio.Event()
         self.anew: Holding | None = None
         self.copies = Copies()
+        self.renew_again_at = 0.0
 
     def leave(self) -> None:
         """Whoever fetches now comes to an end."""

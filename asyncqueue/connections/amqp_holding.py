@@ -43,6 +43,11 @@ class Holding:
         """Whether the channel is there, as far as we know."""
         return not self._channel.is_closed
 
+    @property
+    def count(self) -> int:
+        """How much came and is not settled."""
+        return len(self._shown)
+
     def holds(self, tag: int) -> bool:
         """Whether that is ours, and nobody is settling it."""
         return tag in self._shown and tag not in self._claimed

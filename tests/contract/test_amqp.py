@@ -265,7 +265,10 @@ async def test_what_stands_on_the_server_and_what_is_sent_is_what_machinery_make
         name = target if queue["name"] == peer["binding_key"] else _rounded(queue["name"])
         mine = ours[name]
         assert (mine["durable"], mine["auto_delete"], mine["exclusive"]) == (True, queue["auto_delete"], False)
-        assert mine["arguments"] == {key: _rounded(value) for key, _, value in queue["arguments"]}
+        told = {key: value for key, value in mine["arguments"].items() if (key, value) != ("x-queue-type", "classic")}
+        assert told == {
+            key: _rounded(value) for key, _, value in queue["arguments"]
+        }  # RabbitMQ 4 tells its default too
     # a delayed message needs a place to go to, which Machinery leaves to the worker
     assert set(ours) == {_rounded(q["name"]) for q in theirs["queues"] if q["name"] != peer["binding_key"]} | {target}
     (exchange,) = [each for each in await host.ask("GET", "exchanges/VHOST") if each["name"] == peer["exchange"]]
@@ -502,6 +505,16 @@ async def test_a_bound_of_held_messages_is_kept_and_freed(amqp_url: str) -> None
         assert names(await waiting) == ["m3"]
 
 
+async def test_a_bound_of_held_messages_counts_those_that_are_held_anew(amqp_url: str) -> None:
+    async with opened(AmqpBroker(amqp_url, prefetch=3, renew_after=0.0)) as broker:
+        await broker.publish([message(f"m{number}") for number in range(5)])
+        taken = await fetched(broker, 3)
+        assert list(await broker.extend(taken)) == []
+        assert list(await broker.fetch("q", 10, 0.05)) == []
+        await broker.ack(taken[:1])
+        assert names(await fetched(broker)) == ["m3"]
+
+
 async def test_a_connection_that_the_server_closes_costs_what_it_held_and_nothing_more(
     broker: AmqpBroker, host: Host
 ) -> None:
@@ -559,7 +572,8 @@ async def test_what_was_held_for_long_is_held_anew_and_every_verdict_reaches_it(
             assert {name: names(each) for name, each in again.items()} == {"back": ["back"], "later": ["later"]}
             await other.ack([each for some in again.values() for each in some])
         (once_more,) = await fetched(other)
-        assert (once_more.body, once_more.attempt) == (left.body, 2), "it was given back by a worker that left"
+        assert once_more.body == left.body, "it was given back by a worker that left"
+        assert once_more.attempt in (2, 3), "RabbitMQ 4 goes on counting where another quorum queue ended"
         await other.ack([once_more])
         assert list(await other.fetch("q", 10, 0.1)) == []
 
