@@ -70,6 +70,28 @@ end
 -- A script that only frees or moves must work when memory is full. From 7.0 on a flag says so; before, everything is
 -- let through once the script has written. So those scripts write something harmless, or something that frees, first.
 
+-- What a worker held and had waiting is shown again, up to so many messages: how many they were, and whether all.
+local function take_over(again, inbox, proc, limit)
+  local moved = 0
+  local landed = redis.call('LPOP', inbox)
+  while landed do
+    if landed ~= '' then
+      redis.call('RPUSH', again, '1:' .. landed)
+      moved = moved + 1
+    end
+    landed = redis.call('LPOP', inbox)
+  end
+  for _, number in ipairs(numbers(proc)) do
+    if moved >= limit then return moved, false end
+    local attempt, body = parts(redis.call('HGET', proc, number))
+    redis.call('RPUSH', again, string.format('%d:', attempt + 1) .. body)
+    redis.call('HDEL', proc, number)
+    moved = moved + 1
+  end
+  redis.call('DEL', proc)
+  return moved, true
+end
+
 -- what scripts do with the delayed set, in one table: made by those that need it
 local function delayed_verbs(set, dead, size)
   local time = redis.call('TIME')
@@ -411,11 +433,21 @@ redis.call('ZREM', workers, '')
 local score = redis.call('ZSCORE', workers, mine)
 local known = tonumber(redis.call('HGET', proc, 'seq') or 0)
 if not score and ARGV[5] ~= '1' or score and tonumber(score) < 0 or known < seq then
+  -- what this server has forgotten nobody would ever look after
+  if not score then take_over(again, inbox, proc, math.huge) end
   return {1}
 end
 local answer = known > seq and untold() or claim()
 redis.call('ZADD', workers, clock() + ARGV[2], mine)
 return answer
+
+--@ enlist allow-oom
+-- KEYS: workers   ARGV: worker, lease ms
+-- Whoever is about to wait here is known here, so that what comes for it is looked after whatever becomes of it: this
+-- server may never have heard of it, where it has the place of one that was lost.
+redis.call('ZREM', KEYS[1], '')
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then redis.call('ZADD', KEYS[1], clock() + ARGV[2], ARGV[1]) end
+return 1
 
 --@ extend allow-oom
 -- KEYS: workers, proc   ARGV: worker, lease ms, numbers
@@ -548,26 +580,12 @@ local queue, workers, again, later = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local limit, moved, now = tonumber(ARGV[3]), 0, clock()
 redis.call('ZREM', workers, '')
 
-local function take_over(worker, fenced_at)
+local function take_over_from(worker, fenced_at)
   local inbox, proc = ARGV[1] .. 'inbox:' .. worker, ARGV[1] .. 'proc:' .. worker
-  local landed = redis.call('LPOP', inbox)
-  while landed do
-    if landed ~= '' then
-      redis.call('RPUSH', again, '1:' .. landed)
-      moved = moved + 1
-    end
-    landed = redis.call('LPOP', inbox)
-  end
-  for _, number in ipairs(numbers(proc)) do
-    if moved >= limit then return end
-    local attempt, body = parts(redis.call('HGET', proc, number))
-    redis.call('RPUSH', again, string.format('%d:', attempt + 1) .. body)
-    redis.call('HDEL', proc, number)
-    moved = moved + 1
-  end
-  redis.call('DEL', proc)
+  local taken, is_all = take_over(again, inbox, proc, limit - moved)
+  moved = moved + taken
   -- remembered for a while: a BLMOVE that a broken connection still carries may put a message into its inbox
-  if fenced_at + ARGV[4] < now then redis.call('ZREM', workers, worker) end
+  if is_all and fenced_at + ARGV[4] < now then redis.call('ZREM', workers, worker) end
 end
 
 if ARGV[2] == '1' then
@@ -575,7 +593,7 @@ if ARGV[2] == '1' then
     redis.call('ZADD', workers, -now, worker)
   end
   local fenced = redis.call('ZRANGEBYSCORE', workers, '-inf', '(0', 'WITHSCORES')
-  for i = #fenced - 1, 1, -2 do take_over(fenced[i], -fenced[i + 1]) end
+  for i = #fenced - 1, 1, -2 do take_over_from(fenced[i], -fenced[i + 1]) end
 end
 
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, limit)) do

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ POLL = 0.1
 
 _SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "brokers/redis.lua")
 _SETTLE, _TAKE = _SCRIPTS["settle"], _SCRIPTS["take"]
-_EXTEND, _RELEASE = _SCRIPTS["extend"], _SCRIPTS["release"]
+_ENLIST, _EXTEND, _RELEASE = _SCRIPTS["enlist"], _SCRIPTS["extend"], _SCRIPTS["release"]
 _PUBLISH, _SUBMIT = _SCRIPTS["publish"], _SCRIPTS["submit"]
 _TEND, _PROMOTE = _SCRIPTS["tend"], _SCRIPTS["promote"]
 _DEPART, _LAND, _ARRIVED = _SCRIPTS["depart"], _SCRIPTS["land"], _SCRIPTS["arrived"]
@@ -113,6 +114,7 @@ class _Worker:
     last: int = 0
     is_registered: bool = False
     is_fenced: bool = False
+    incarnation: Hashable = None
     # whether something that we sent, and have no answer to, may still reach the server
     is_doubtful: bool = False
     fetching: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -167,6 +169,8 @@ class RedisBroker:
         self._clock = clock
         self._workers: dict[str, _Worker] = {}
         self._announced: dict[str, float] = {}
+        # what was said to be no longer ours, here or by a twin in its own thread
+        self._disowned: deque[Delivery] = deque()
         self._blocked = 0
         self.warnings: Sequence[str] = ()
 
@@ -209,6 +213,7 @@ class RedisBroker:
     def twin(self) -> Self:
         twin = type(self)(**self._arguments)
         twin._link.access = self._link.access
+        twin._disowned = self._disowned
         return twin
 
     def connect_with(self, url: str, **options: Any) -> None:
@@ -324,7 +329,7 @@ class RedisBroker:
     async def fetch(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
         if limit <= 0:
             return ()
-        worker = self._worker(queue)
+        worker = await self._worker(queue)
         async with worker.fetching:
             ends_at = asyncio.get_running_loop().time() + wait
             await self._announce({queue})
@@ -342,6 +347,8 @@ class RedisBroker:
         args = (worker.id, self._lease_ms, min(limit, MAX_BATCH), worker.last, is_new)
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
         status, *rest = await self._link.run(_TAKE, keys, args)
+        if not worker.is_registered:
+            worker.incarnation = self._link.incarnation(worker.queue)
         worker.is_doubtful, worker.is_registered = was_doubtful, True
         if status == _FENCED:
             worker.is_fenced = True
@@ -370,8 +377,8 @@ class RedisBroker:
         self._blocked += 1
         was_doubtful, worker.is_doubtful = worker.is_doubtful, True
         try:
-            if worker.channel is None or not worker.channel.is_open:
-                worker.channel = await self._link.channel(worker.queue)
+            if worker.channel is None or not worker.channel.is_open or worker.channel.is_stale:
+                worker.channel = await self._blocking_channel(worker)
             await worker.channel.call("BLMOVE", worker.queue, inbox, "LEFT", "RIGHT", f"{wait:.3f}", wait=wait)
             worker.is_doubtful = was_doubtful
         except OutOfMemory:  # taking works all the same
@@ -384,11 +391,34 @@ class RedisBroker:
         finally:
             self._blocked -= 1
 
-    def _worker(self, queue: str) -> _Worker:
+    async def _blocking_channel(self, worker: _Worker) -> Channel:
+        if worker.channel is not None:
+            await worker.channel.close(nowait=True)
+        channel = await self._link.channel(worker.queue)
+        try:
+            workers = _keys(worker.queue, worker.id)[2]
+            await channel.run(_ENLIST, (workers,), (worker.id, self._lease_ms))
+        except AsyncQueueError:
+            await channel.close(nowait=True)
+            raise
+        return channel
+
+    async def _worker(self, queue: str) -> _Worker:
+        """What this instance is on a queue now.
+
+        Where the server is another one, or has begun anew, it may have lost what it said last: that a message was
+        settled, which it then believes to be held. So the worker is another one too, and what the old one holds there
+        and not here comes back when its lease ends. Receipts of the old one work as before.
+        """
         worker = self._workers.get(queue)
-        if worker is None:
-            worker = self._workers[queue] = _Worker(queue)
-        return worker
+        if worker is not None and (not worker.is_registered or worker.fetching.locked()):
+            return worker
+        if worker is not None and worker.incarnation == self._link.incarnation(queue):
+            return worker
+        new = self._workers[queue] = _Worker(queue)
+        if worker is not None and worker.channel is not None:
+            await worker.channel.close(nowait=True)
+        return new
 
     # ------------------------------------------------------------------------------------------------ settle
 
@@ -438,9 +468,11 @@ class RedisBroker:
         raise_first(replies)
         lost: set[Hashable] = set()
         for ((_, worker), numbers), reply in zip(groups.items(), replies, strict=True):
-            gone = numbers if reply == -1 else [numbers[position - 1] for position in reply]
-            lost.update((worker, number) for number in gone)
-        return [delivery for delivery in deliveries if delivery.receipt in lost]
+            missing = numbers if reply == -1 else [numbers[position - 1] for position in reply]
+            lost.update((worker, number) for number in missing)
+        gone = [delivery for delivery in deliveries if delivery.receipt in lost]
+        self._disowned.extend(gone)
+        return gone
 
     def _packed(self, batch: Sequence[Settled], keep: float, delayed: str) -> tuple[list[Word], list[Word]]:
         """The keys and arguments of ``settle``: see ``redis.lua``. This is the hottest line of the driver."""
@@ -518,6 +550,7 @@ class RedisBroker:
     # ------------------------------------------------------------------------------------------------ tend
 
     async def tend(self, queues: Sequence[str]) -> float:
+        await self._give_back_disowned()
         pause = min(self._lease / 5, self.delayed_poll)
         calls: list[tuple[Script, Sequence[Word], Sequence[Word]]] = []
         for queue in queues:
@@ -538,6 +571,16 @@ class RedisBroker:
             if due >= 0:
                 pause = min(pause, due / 1000)
         return pause
+
+    async def _give_back_disowned(self) -> None:
+        """Give back what we were told is not ours, in case it is: it may have been another server that said so, which
+        was the master before, or has lost what it knew."""
+        gone = [self._disowned.popleft() for _ in range(min(len(self._disowned), MAX_BATCH))]
+        try:
+            await self.nack(gone)
+        except Unavailable:
+            self._disowned.extendleft(reversed(gone))
+            raise
 
     async def _promote_spread(self) -> tuple[int, int]:
         """Move what is due to queues in other slots: noted as being on its way, landed there once, crossed out."""

@@ -272,6 +272,10 @@ class Channel:
             raise reply
         return reply
 
+    async def run(self, script: Script, keys: Sequence[Word], args: Iterable[Word]) -> Reply:
+        """One script, sent in full."""
+        return await self.call("EVAL", self._link.text_of(script), len(keys), *keys, *args)
+
     async def exchange(self, payload: bytes, count: int, wait: float = 0.0) -> list[Reply]:
         """Send packed commands and read ``count`` replies; a command's error stands in its place, as one of ours."""
         timeout = self._link.access.reply_timeout + wait
@@ -375,6 +379,10 @@ class Link(ABC):
         """For how long (seconds) the server of a key has been heard without a break."""
 
     @abstractmethod
+    def incarnation(self, key: Word) -> Hashable:
+        """Which life of which server had a key when that was last used: another one may have lost the last writes."""
+
+    @abstractmethod
     def parts(self, keys: Sequence[Word]) -> Sequence[Sequence[int]]:
         """Positions of keys, those together that one command can use together."""
 
@@ -414,7 +422,7 @@ class Link(ABC):
         """Several scripts, one round trip; a script's error stands in its place, as one of ours."""
         if not calls:
             return []
-        flagged = self.facts is not None and self.facts.version >= (7, 0)
+        flagged = self._knows_flags
         tails = [(len(keys), *keys, *args) for _, keys, args in calls]
         requests: list[Request] = [
             (keys[0] if keys else "", packed(("EVALSHA", script.flagged_sha if flagged else script.sha, *tail)))
@@ -423,11 +431,17 @@ class Link(ABC):
         replies = await self._exchange(requests, to_last=to_last)
         for index, reply in enumerate(replies):
             if isinstance(reply, redis_errors.NoScriptError):
-                script = calls[index][0]
-                text = script.flagged_text if flagged else script.text
-                again = (requests[index][0], packed(("EVAL", text, *tails[index])))
+                again = (requests[index][0], packed(("EVAL", self.text_of(calls[index][0]), *tails[index])))
                 (replies[index],) = await self._exchange([again], to_last=to_last)
         return replies
+
+    def text_of(self, script: Script) -> str:
+        """The text of a script, as this place wants it."""
+        return script.flagged_text if self._knows_flags else script.text
+
+    @property
+    def _knows_flags(self) -> bool:
+        return self.facts is not None and self.facts.version >= (7, 0)
 
 
 class RedisLink(Link):
@@ -441,6 +455,7 @@ class RedisLink(Link):
         self._slots = asyncio.Semaphore(max_connections)
         self._idle: list[Channel] = []
         self._at: RedisAddress | None = None
+        self._run_id = b""
         self._was_let_in = False
         self._contact_since: float | None = None
 
@@ -504,6 +519,9 @@ class RedisLink(Link):
     def contact(self, key: Word = "") -> float:
         now = asyncio.get_running_loop().time()
         return 0.0 if self._contact_since is None else now - self._contact_since
+
+    def incarnation(self, key: Word = "") -> Hashable:
+        return self._run_id
 
     def parts(self, keys: Sequence[Word]) -> Sequence[Sequence[int]]:
         return (range(len(keys)),) if keys else ()
@@ -598,6 +616,13 @@ class RedisLink(Link):
 
     async def _greet(self, channel: Channel) -> None:
         """What is said on a new connection before it is used."""
+        info = await channel.call("INFO", "server")
+        found = re.search(rb"^run_id:(\w+)", info, re.MULTILINE)
+        if found is not None and found[1] != self._run_id:
+            if self._run_id:  # another server has its place: no two connections of ours go to different ones
+                self.generation += 1
+                channel.generation = self.generation
+            self._run_id = found[1]
 
     def _unfit(self, facts: ServerFacts) -> str:
         """Why this server will not do, if so."""

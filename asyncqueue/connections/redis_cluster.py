@@ -108,6 +108,10 @@ class ClusterLink(Link):
         owner = self._owners[slot_of(key)]
         return 0.0 if owner is None or owner not in self._links else self._links[owner].contact()
 
+    def incarnation(self, key: Word) -> Hashable:
+        owner = self._owners[slot_of(key)]
+        return owner, self._links[owner].incarnation() if owner in self._links else None
+
     def parts(self, keys: Sequence[Word]) -> Sequence[Sequence[int]]:
         slots: dict[int, list[int]] = {}
         for position, key in enumerate(keys):

@@ -130,11 +130,12 @@ class WorkerProcess:
 
 
 class Crew:
-    """Starts workers on one pair of stores; none is left at the end of the test."""
+    """Starts workers on one pair of stores; none is left at the end of the test. ``sections`` are settings of all."""
 
-    def __init__(self, stores: Stores, ledger: Ledger) -> None:
+    def __init__(self, stores: Stores, ledger: Ledger, **sections: Any) -> None:
         self.stores = stores
         self.ledger = ledger
+        self.sections = sections
         self._processes: list[WorkerProcess] = []
 
     def start(
@@ -147,7 +148,7 @@ class Crew:
             "backend": self.stores.backend,
             "ledger": str(self.ledger.folder),
             "crash_at": crash_at,
-            "settings": {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
+            "settings": self.sections | {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
             "worker": options,
         }
         process = subprocess.Popen([sys.executable, "-m", "tests.path.workers", json.dumps(asked)], cwd=ROOT)

@@ -163,6 +163,12 @@ class RedisServer(Server):
         return reply.decode(errors="replace")
 
     @property
+    def role(self) -> str:
+        """What it is: master or slave."""
+        found = re.search(r"^role:(\w+)", self.call("INFO", "replication"), re.MULTILINE)
+        return found[1] if found else ""
+
+    @property
     def _credentials(self) -> str:
         return f":{quote(self.password, safe='')}@" if self.password else ""
 
@@ -268,16 +274,17 @@ class RedisSentinel(RedisGroup):
     @property
     def master(self) -> RedisServer:
         """Who is the master now, as the server itself says."""
-        return next(each for each in self.pair if each.is_launched and _role(each) == "master")
+        return next(each for each in self.pair if each.is_launched and each.role == "master")
 
     def join(self) -> None:
         master, replica = self.pair
         replica.call("REPLICAOF", "127.0.0.1", str(master.port))
+        _wait_until(replica, "INFO", "replication", says="master_link_status:up")
         for sentinel in self.sentinels:
             sentinel.lines = [
                 f"sentinel monitor {self.master_name} 127.0.0.1 {master.port} 2",
                 f"sentinel down-after-milliseconds {self.master_name} 1000",
-                f"sentinel failover-timeout {self.master_name} 10000",
+                f"sentinel failover-timeout {self.master_name} 3000",
                 *([f"sentinel auth-pass {self.master_name} {_quoted(self.password)}"] if self.password else []),
             ]
             sentinel.launch()
@@ -348,7 +355,7 @@ class RedisCluster(RedisGroup):
     def flush(self) -> None:
         """Empty it."""
         for node in self.running():
-            if _role(node) == "master":
+            if node.role == "master":
                 node.call("FLUSHALL")
 
 
@@ -364,11 +371,6 @@ def node_port() -> int:
         with suppress(StartFailed):
             refuse_port_in_use(companion - 10_000)
             return companion - 10_000
-
-
-def _role(server: RedisServer) -> str:
-    said = server.call("INFO", "replication")
-    return next((line.removeprefix("role:").strip() for line in said.splitlines() if line.startswith("role:")), "")
 
 
 def _wait_until(server: RedisServer, *command: str, says: str) -> None:

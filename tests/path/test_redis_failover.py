@@ -1,0 +1,127 @@
+"""The master of a Redis is killed under load, behind sentinels and in a cluster; its replica takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncqueue import Server
+from asyncqueue.errors import Unavailable
+from asyncqueue.signature import Signature, new_task_id
+from tests.conftest import StartServer
+from tests.path.bench import Bench, Stores, eventually
+from tests.path.ledger import Ledger
+from tests.path.workers import Crew, server_with_tasks
+from tests.services import RedisCluster, RedisSentinel, RedisServer
+
+PATIENCE = 60.0
+BEFORE = 300
+"""How many tasks end before the master is killed, and how many more after it is back."""
+
+pytestmark = pytest.mark.timeout(600)  # processes by the dozen, on a machine that may be busy
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+async def test_behind_sentinels_nothing_that_a_replica_has_is_lost_with_the_master(
+    start_server: StartServer, ledger: Ledger
+) -> None:
+    group = await asyncio.to_thread(start_server, RedisSentinel(password="p@ss w:rd"))
+
+    def new_master(old: RedisServer) -> bool:
+        return any(each is not old and each.is_launched and each.role == "master" for each in group.pair)
+
+    await _survives(Stores("sentinel", group.url, group.url), ledger, lambda: group.master, new_master)
+
+
+async def test_in_a_cluster_nothing_that_a_replica_has_is_lost_with_a_master(
+    start_server: StartServer, ledger: Ledger
+) -> None:
+    cluster = await asyncio.to_thread(start_server, RedisCluster(replicas=True))
+
+    def new_master(old: RedisServer) -> bool:
+        return all("cluster_state:ok" in each.call("CLUSTER", "INFO") for each in cluster.running()) and (
+            cluster.owner_of("machinery_tasks") is not old
+        )
+
+    stores = Stores("cluster", cluster.url, cluster.url)
+    await _survives(stores, ledger, lambda: cluster.owner_of("machinery_tasks"), new_master)
+
+
+async def _survives(
+    stores: Stores,
+    ledger: Ledger,
+    master: Callable[[], RedisServer],
+    has_new_master: Callable[[RedisServer], bool],
+) -> None:
+    """Send and work while the master is killed and comes back as a replica; whatever was acknowledged has ended."""
+    redis = {"wait_for_replicas": 1}
+    bench, crew = Bench(stores), Crew(stores, ledger, redis=redis)
+    server = server_with_tasks(bench.server(redis=redis), ledger)
+    sent: list[str] = []
+    enough = asyncio.Event()
+
+    async def send() -> None:
+        while not enough.is_set():
+            signature = task(server, "work", 0.01)
+            try:
+                await server.send_task(signature)
+            except Unavailable:
+                continue  # not acknowledged, so it may be lost; the next one is another
+            sent.append(signature.uuid)
+
+    try:
+        for _ in range(2):
+            crew.start(concurrency=10)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(send())
+            await until(partial(_has_ended, ledger, BEFORE))
+            old = await asyncio.to_thread(master)
+            await asyncio.to_thread(old.kill)
+            killed_at = time.monotonic()
+            await until(lambda: has_new_master(old))
+            took = time.monotonic() - killed_at
+            await asyncio.to_thread(old.restart)
+            ended = len(ledger.counts("E"))
+            await until(partial(_has_ended, ledger, ended + BEFORE))
+            enough.set()
+        await until(lambda: set(sent) <= set(ledger.counts("E")))
+        await _all_have_results(server, sent)
+        twice = sum(count > 1 for count in ledger.counts("E").values())
+        print(f"{stores.kind}: new master after {took:.1f} s; {len(sent)} acknowledged, 0 lost, {twice} ended twice")
+    finally:
+        crew.stop()
+        await bench.close()
+
+
+async def _all_have_results(server: Server, task_ids: Sequence[str]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        for task_id in task_ids:
+            await server.result(task_id).get()
+
+
+def task(server: Server, name: str, *args: Any) -> Signature:
+    wire_args, _ = server.registry.get(name).arguments(args, {})
+    return Signature(uuid=new_task_id(), name=name, args=wire_args, headers={})
+
+
+async def until(look: Callable[[], object]) -> None:
+    async def ask() -> object:
+        return await asyncio.to_thread(look)
+
+    await eventually(ask, patience=PATIENCE)
+
+
+def _has_ended(ledger: Ledger, count: int) -> bool:
+    """Whether more tasks than this have ended."""
+    return len(ledger.counts("E")) > count
