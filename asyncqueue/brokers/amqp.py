@@ -513,23 +513,24 @@ class AmqpBroker:
             await intake.anew.attach(route.routing_key, f"{self._id}.{intake.anew.number}", 0, intake.copies)
         with channel.claimed(old) as tags:
             receipts = {tag: old[tag].receipt for tag in tags}
+            coming: dict[int, asyncio.Future[int]] = {}
             self._renewing.update(receipts.values())
             try:
                 parcels: list[_Parcel] = []
-                coming: dict[int, asyncio.Future[int]] = {}
                 for tag in tags:
                     properties = _copied(channel.message(tag), old[tag])
                     parcels.append(_Parcel(route, old[tag].body, properties, route.routing_key))
                     coming[tag] = intake.copies.expect(properties.message_id)
-                await self._send(parcels)
-                await asyncio.wait(coming.values(), timeout=self._access.reply_timeout)
+                if coming:  # else somebody is about to settle them all
+                    await self._send(parcels)
+                    await asyncio.wait(coming.values(), timeout=self._access.reply_timeout)
                 there = {tag: each.result() for tag, each in coming.items() if each.done() and not each.cancelled()}
-                for each in coming.values():
-                    each.cancel()
                 for tag, new in there.items():
                     self._moved[receipts[tag]] = (self._id, intake.anew.number, new)
                 await channel.ack_claimed(there)
             finally:
+                for each in coming.values():
+                    each.cancel()  # what comes later is not waited for, and goes back when we leave
                 self._renewing.difference_update(receipts.values())
                 self._renewed.set()
 
