@@ -155,6 +155,8 @@ _TRANSIENT_CLASSES = (
     redis_errors.TryAgainError,
     redis_errors.OutOfMemoryError,
 )
+# what is seen of a server that hangs up, on a connection that was made
+_CUT_OFF = re.compile("while reading|closed by server|reset by peer")
 # our scripts answer this where a key that they must use is of another type
 WRONG_KEY = "WRONGKEY"
 
@@ -172,6 +174,7 @@ class Elsewhere(Refused):
         self.slot, self.host, self.port, self.is_once = slot, host, port, is_once
 
 
+NAME_A_CERTIFICATE = "ssl_certfile and ssl_keyfile in the URL, or tls.cert_file and tls.key_file, name it"
 NAME_A_CLUSTER = "a cluster is named by the addresses of several nodes, or by redis.cluster_mode"
 NAME_A_MASTER = "behind sentinels a server is named by redis.master_name"
 
@@ -397,7 +400,7 @@ class Link(ABC):
 
     async def call(self, *words: Word) -> Reply:
         """One command, whose second word is a key."""
-        (reply,) = await self._exchange([(words[1], packed(words))], to_last=False)
+        (reply,) = await self.pipeline([words])
         if isinstance(reply, AsyncQueueError):
             raise reply
         return reply
@@ -407,7 +410,8 @@ class Link(ABC):
         one of ours."""
         if not commands:
             return []
-        return await self._exchange([(words[1], packed(words)) for words in commands], to_last=False)
+        replies = await self._exchange([(words[1], packed(words)) for words in commands], to_last=False)
+        return [_with_keys(reply, words[1:2]) for reply, words in zip(replies, commands, strict=True)]
 
     async def run(self, script: Script, keys: Sequence[Word], args: Iterable[Word], *, to_last: bool = False) -> Reply:
         """One script. ``to_last``: as many replicas must have what it changed as the access asks for."""
@@ -433,7 +437,7 @@ class Link(ABC):
             if isinstance(reply, redis_errors.NoScriptError):
                 again = (requests[index][0], packed(("EVAL", self.text_of(calls[index][0]), *tails[index])))
                 (replies[index],) = await self._exchange([again], to_last=to_last)
-        return replies
+        return [_with_keys(reply, keys) for reply, (_, keys, _) in zip(replies, calls, strict=True)]
 
     def text_of(self, script: Script) -> str:
         """The text of a script, as this place wants it."""
@@ -442,6 +446,16 @@ class Link(ABC):
     @property
     def _knows_flags(self) -> bool:
         return self.facts is not None and self.facts.version >= (7, 0)
+
+
+def _with_keys(reply: Reply, keys: Sequence[Word]) -> Reply:
+    """A reply; if it is that some key is not ours to use, with the names of those that were to be."""
+    if reply.__class__ is not Refused or "of the keys" not in str(reply):
+        return reply
+    names = (key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in keys)
+    error = Refused(f"{reply} (of {', '.join(names)})")
+    error.__cause__ = reply.__cause__
+    return error
 
 
 class RedisLink(Link):
@@ -504,8 +518,8 @@ class RedisLink(Link):
                 connection = self._connection(address)
                 channel = Channel(self, connection, address, generation)
                 await connection.connect()
-                self._was_let_in = True
                 await self._greet(channel)
+                self._was_let_in = True
         except BaseException as exc:
             if channel is not None:
                 await channel.close(nowait=True)
@@ -587,7 +601,12 @@ class RedisLink(Link):
             case redis_errors.ConnectionError() | OSError():
                 if "CERTIFICATE_VERIFY_FAILED" in text:
                     return Refused(f"{where}: its certificate is not to be trusted: {text}")
-                return Unavailable(f"{where} cannot be reached: {text}")
+                if "CERTIFICATE_REQUIRED" in text:
+                    return Refused(f"{where} demands a certificate of ours: {NAME_A_CERTIFICATE}")
+                hint = ""
+                if self.access.place.like.tls is not None and not self._was_let_in and _CUT_OFF.search(text):
+                    hint = f"; perhaps it demands a certificate of ours: {NAME_A_CERTIFICATE}"
+                return Unavailable(f"{where} cannot be reached: {text}{hint}")
             case redis_errors.AskError():
                 host = exc.host or (self._at or self.access.place.like).host
                 is_once = not isinstance(exc, redis_errors.MovedError)

@@ -67,7 +67,11 @@ end
 
 -- How a whole call is refused because of one key.
 local function refusal(key, reason)
-  if find(reason, 'WRONGTYPE', 1, true) then reason = 'WRONGKEY ' .. key end
+  if find(reason, 'WRONGTYPE', 1, true) then
+    reason = 'WRONGKEY ' .. key
+  elseif find(reason, 'access', 1, true) then
+    reason = reason .. ' (key ' .. key .. ')'
+  end
   return redis.error_reply(reason)
 end
 

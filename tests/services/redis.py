@@ -60,6 +60,7 @@ class RedisServer(Server):
         self.client_certificates = client_certificates
         self.databases = databases
         self.options = dict(options or {})
+        self.certified_like: RedisServer | None = None
         self.port = 0
         self.tls_port = 0
 
@@ -77,7 +78,7 @@ class RedisServer(Server):
     @property
     def tls_options(self) -> str:
         """What its URL says behind the question mark."""
-        ours = f"&ssl_certfile={self.folder}/client.crt&ssl_keyfile={self.folder}/client.key"
+        ours = f"&ssl_certfile={self._certificates}/client.crt&ssl_keyfile={self._certificates}/client.key"
         return f"ssl_ca_certs={self.ca_file}{ours if self.client_certificates else ''}"
 
     @property
@@ -93,7 +94,11 @@ class RedisServer(Server):
     @property
     def ca_file(self) -> Path:
         """The certificate of the authority that signed its certificate."""
-        return self.folder / "ca.crt"
+        return self._certificates / "ca.crt"
+
+    @property
+    def _certificates(self) -> Path:
+        return (self.certified_like or self).folder
 
     def program(self) -> str:
         """The server's program; raises ``ServiceMissing``."""
@@ -101,7 +106,7 @@ class RedisServer(Server):
 
     def prepare(self) -> None:
         self.program()
-        if self.tls:
+        if self.tls and self.certified_like is None:
             make_certificates(self.folder)
         self.port = free_port()
         self.tls_port = free_port() if self.tls else 0
@@ -124,8 +129,8 @@ class RedisServer(Server):
         if self.tls:
             settings |= {
                 "tls-port": str(self.tls_port),
-                "tls-cert-file": str(self.folder / "server.crt"),
-                "tls-key-file": str(self.folder / "server.key"),
+                "tls-cert-file": str(self._certificates / "server.crt"),
+                "tls-key-file": str(self._certificates / "server.key"),
                 "tls-ca-cert-file": str(self.ca_file),
                 "tls-auth-clients": "yes" if self.client_certificates else "optional",
             }
@@ -187,11 +192,20 @@ class ValkeyServer(RedisServer):
 
 
 class _Node(RedisServer):
-    """One of several servers that find each other."""
+    """One of several servers that find each other. Where one speaks TLS, so do they among themselves."""
 
     def prepare(self) -> None:
         super().prepare()
         self.port = node_port()
+        if self.tls:
+            self.options |= {"tls-replication": "yes"}
+        if self.tls and "cluster-enabled" in self.options:
+            self.options |= {"tls-cluster": "yes", "cluster-port": str(self.port + 10_000)}
+
+    @property
+    def known_port(self) -> int:
+        """The port under which the others know it."""
+        return self.tls_port if self.tls else self.port
 
 
 class _Sentinel(_Node):
@@ -212,13 +226,27 @@ class _Sentinel(_Node):
     """What it is to watch."""
 
 
-_SENTINEL_LINES = ("bind ", "port ", "dir ", "requirepass ")
+_SENTINEL_LINES = ("bind ", "port ", "dir ", "requirepass ", "tls-")
 
 
 class RedisGroup:
     """Several servers that are one service. ``url`` leads to it."""
 
     servers: Sequence[RedisServer]
+
+    def __init__(self, members: Sequence[_Node], password: str) -> None:
+        self.members = members
+        self.password = password
+        for member in members[1:]:
+            member.certified_like = members[0]
+
+    def _to(self, members: Sequence[_Node]) -> str:
+        """A URL with the addresses of these."""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        places = ",".join(f"127.0.0.1:{each.known_port}" for each in members)
+        return (
+            f"rediss://{login}{places}/0?{members[0].tls_options}" if members[0].tls else f"redis://{login}{places}/0"
+        )
 
     @property
     @abstractmethod
@@ -251,25 +279,27 @@ class RedisGroup:
 class RedisSentinel(RedisGroup):
     """A master, a replica, and three sentinels that make the replica the master when that is gone for a second.
 
-    ``password`` is that of both servers, ``sentinel_password`` that of the sentinels.
+    ``password`` is that of both servers, ``sentinel_password`` that of the sentinels. With ``tls`` all of them speak
+    it.
     """
 
     master_name = "mymaster"
 
-    def __init__(self, *, password: str = "", sentinel_password: str = "", databases: int = 16) -> None:
+    def __init__(
+        self, *, password: str = "", sentinel_password: str = "", tls: bool = False, databases: int = 16
+    ) -> None:
         options = {"repl-diskless-sync-delay": "0"} | ({"masterauth": _quoted(password)} if password else {})
-        self.password = password
-        self.pair = [_Node(password=password, databases=databases, options=options) for _ in range(2)]
-        self.sentinels = [_Sentinel(password=sentinel_password) for _ in range(3)]
+        self.pair = [_Node(password=password, databases=databases, tls=tls, options=options) for _ in range(2)]
+        self.sentinels = [_Sentinel(password=sentinel_password, tls=tls) for _ in range(3)]
         self.servers = self.pair
+        super().__init__([*self.pair, *self.sentinels], password)
 
     @property
     def url(self) -> str:
         """``redis://host:port,host:port,host:port/0?master_name=…`` of the sentinels, as the default user of the
         master."""
-        login = f":{quote(self.password, safe='')}@" if self.password else ""
-        places = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
-        return f"redis://{login}{places}/0?master_name={self.master_name}"
+        url = self._to(self.sentinels)
+        return f"{url}{'&' if '?' in url else '?'}master_name={self.master_name}"
 
     @property
     def master(self) -> RedisServer:
@@ -278,11 +308,11 @@ class RedisSentinel(RedisGroup):
 
     def join(self) -> None:
         master, replica = self.pair
-        replica.call("REPLICAOF", "127.0.0.1", str(master.port))
+        replica.call("REPLICAOF", "127.0.0.1", str(master.known_port))
         _wait_until(replica, "INFO", "replication", says="master_link_status:up")
         for sentinel in self.sentinels:
             sentinel.lines = [
-                f"sentinel monitor {self.master_name} 127.0.0.1 {master.port} 2",
+                f"sentinel monitor {self.master_name} 127.0.0.1 {master.known_port} 2",
                 f"sentinel down-after-milliseconds {self.master_name} 1000",
                 f"sentinel failover-timeout {self.master_name} 3000",
                 *([f"sentinel auth-pass {self.master_name} {_quoted(self.password)}"] if self.password else []),
@@ -298,11 +328,20 @@ class RedisSentinel(RedisGroup):
 class RedisCluster(RedisGroup):
     """A cluster of three masters; with ``replicas`` each has one, which takes its place when it is gone for a while.
 
-    ``password`` is that of all nodes, ``tls`` makes them speak nothing else. ``valkey``: of Valkey's servers.
+    ``password`` is that of all nodes; with ``tls`` all of them speak it. ``valkey``: of Valkey's servers. ``options``
+    are further lines of their configuration.
     """
 
-    def __init__(self, *, replicas: bool = False, password: str = "", valkey: bool = False) -> None:
-        options = {
+    def __init__(
+        self,
+        *,
+        replicas: bool = False,
+        password: str = "",
+        tls: bool = False,
+        valkey: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        given = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": "1500",
             "repl-diskless-sync-delay": "0",
@@ -310,24 +349,25 @@ class RedisCluster(RedisGroup):
         } | ({"masterauth": _quoted(password)} if password else {})
         made = _ValkeyNode if valkey else _Node
         count = 6 if replicas else 3
-        self.password = password
-        self.servers = [made(password=password, databases=1, options=options) for _ in range(count)]
+        given |= options or {}
+        self.nodes = [made(password=password, databases=1, tls=tls, options=given) for _ in range(count)]
+        self.servers = self.nodes
+        super().__init__(self.nodes, password)
 
     @property
     def url(self) -> str:
-        """``redis://host:port,host:port,host:port`` of the first three nodes, as the default user."""
-        login = f":{quote(self.password, safe='')}@" if self.password else ""
-        return f"redis://{login}{','.join(f'127.0.0.1:{each.port}' for each in self.servers[:3])}"
+        """``redis://host:port,host:port,host:port/0`` of the first three nodes, as the default user."""
+        return self._to(self.nodes[:3])
 
     def join(self) -> None:
-        first, *others = self.servers
-        masters = self.servers[:3]
+        first, *others = self.nodes
+        masters = self.nodes[:3]
         for number, node in enumerate(self.servers):
             node.call("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
         for number, node in enumerate(masters):
             node.call("CLUSTER", "ADDSLOTS", *map(str, range(16_384 * number // 3, 16_384 * (number + 1) // 3)))
         for node in others:
-            node.call("CLUSTER", "MEET", "127.0.0.1", str(first.port))
+            node.call("CLUSTER", "MEET", "127.0.0.1", str(first.known_port), str(first.port + 10_000))
         for node in self.servers:
             _wait_until(node, "CLUSTER", "INFO", says=rf"cluster_known_nodes:{len(self.servers)}\r")
         for node, master in zip(self.servers[3:], masters, strict=False):
@@ -345,7 +385,7 @@ class RedisCluster(RedisGroup):
             ranges = [each.partition("-") for each in words[8:] if not each.startswith("[")]
             if "master" in words[2] and any(int(low) <= slot <= int(high or low) for low, _, high in ranges):
                 port = int(words[1].partition("@")[0].rpartition(":")[2])
-                return next(each for each in self.servers if each.port == port)
+                return next(each for each in self.nodes if each.known_port == port)
         raise StartFailed(f"no node has the slot {slot}")
 
     def running(self) -> Sequence[RedisServer]:
