@@ -305,7 +305,7 @@ async def test_certificates_count_at_the_next_connection(start_server: StartServ
         await twin.open()
         await twin.close()
         access = broker._link.access  # type: ignore[attr-defined]  # a Redis driver
-        assert access.address.tls.check_hostname
+        assert access.place.like.tls.check_hostname
 
 
 async def test_a_certificate_that_cannot_be_read_changes_nothing_but_the_log(
