@@ -29,6 +29,7 @@ class Holding:
         self._link = link
         self._channel = channel
         self._prefetch = 0
+        self._beginning = asyncio.Lock()
         self._shown: dict[int, DeliveredMessage] = {}
         self._shown_at: dict[int, float] = {}
         self._claimed: set[int] = set()
@@ -82,7 +83,7 @@ class Holding:
             self._shown_at[tag_of(message)] = asyncio.get_running_loop().time()
             arrivals.add(message)
 
-        async with self._link.asking(f"consume from queue {queue!r}"):
+        async with self._beginning, self._link.asking(f"consume from queue {queue!r}"):
             if self._prefetch != limit:
                 await self._channel.basic_qos(prefetch_count=limit)
                 self._prefetch = limit
@@ -94,7 +95,8 @@ class Holding:
         A connection may be half open and a channel be closed, and nobody has told us yet.
         """
         try:
-            async with self._link.asking("keep messages"):
+            # not between a limit that is being set and the consumer that it is for
+            async with self._beginning, self._link.asking("keep messages"):
                 await self._channel.basic_qos(prefetch_count=self._prefetch)  # as it is
         except AsyncQueueError:
             self._ended()

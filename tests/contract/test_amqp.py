@@ -505,6 +505,18 @@ async def test_a_bound_of_held_messages_is_kept_and_freed(amqp_url: str) -> None
         assert names(await waiting) == ["m3"]
 
 
+async def test_a_fetch_takes_no_more_than_its_limit_while_others_ask_what_is_held(broker: AmqpBroker) -> None:
+    await broker.publish([message(f"m{number}") for number in range(200)])
+    (first,) = await fetched(broker)
+    for limit in (7, 1) * 10:
+        taken, *lost = await asyncio.gather(
+            broker.fetch("q", limit, PATIENCE), *(broker.extend([first]) for _ in range(5))
+        )
+        assert len(taken) <= limit
+        assert lost == [[]] * 5
+        await broker.ack(taken)
+
+
 async def test_a_bound_of_held_messages_counts_those_that_are_held_anew(amqp_url: str) -> None:
     async with opened(AmqpBroker(amqp_url, prefetch=3, renew_after=0.0)) as broker:
         await broker.publish([message(f"m{number}") for number in range(5)])
