@@ -1135,6 +1135,40 @@ async def test_a_flush_under_a_worker_stops_nobody(redis_url: str, redis: Redis)
         assert list(await broker.fetch("q", 1, 0.05)) == []
 
 
+async def test_what_a_waiting_worker_was_given_after_a_flush_is_not_lost(redis_url: str, redis: Redis) -> None:
+    async with opened(RedisBroker(redis_url)) as broker:
+        waiting = asyncio.create_task(broker.fetch("q", 1, 20))
+        await comes(lambda: _someone_waits(redis))
+        await redis.flushdb()  # the server has forgotten the worker, and hands it a message all the same
+        await redis.rpush("q", b"a")
+        taken = list(await waiting) or list(await comes(lambda: broker.fetch("q", 1, 1)))
+        assert [one.body for one in taken] == [b"a"]
+
+
+async def _someone_waits(redis: Redis) -> bool:
+    db = str(redis.connection_pool.connection_kwargs["db"])
+    return any(client["cmd"] == "blmove" and client["db"] == db for client in await redis.client_list())
+
+
+async def test_what_a_twin_was_told_is_lost_and_is_not_goes_back(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a twin is told that has come to a server that takes itself for the master."""
+    async with opened(RedisBroker(redis_url)) as broker:
+        await broker.publish([message("a"), message("b")])
+        held = list(await broker.fetch("q", 2, 0))
+        twin = broker.twin()
+        async with opened(twin):
+
+            async def nothing_is_known(calls: Sequence[object]) -> list[int]:
+                return [-1 for _ in calls]
+
+            monkeypatch.setattr(twin._link, "run_each", nothing_is_known)
+            assert list(await twin.extend(held)) == held
+        await broker.tend(["q"])
+        assert [(one.body, one.attempt) for one in await broker.fetch("q", 2, 0)] == [(one.body, 1) for one in held]
+
+
 async def test_losing_its_scripts_is_no_harm_to_a_worker(lone_redis_url: str) -> None:
     async with opened(RedisBroker(lone_redis_url)) as broker, outsider(lone_redis_url) as redis:
         await redis.script_flush()
@@ -1316,7 +1350,9 @@ async def test_the_queues_that_were_used_are_known_to_others(redis_url: str) -> 
 
 
 async def test_a_state_that_anybody_wrote_wakes(lone_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncqueue.connections.redis_tracking.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
+    monkeypatch.setattr(
+        "asyncqueue.connections.redis_tracking.TOLD", (1_000.0, 1_000.0)
+    )  # nobody looks without being told
     async with opened(RedisBackend(lone_redis_url)) as backend, outsider(lone_redis_url) as redis:
         await backend.begin([pending("a"), pending("b"), pending("c")])
         endings = backend.watch(["task_a", "task_b", "task_c"])

@@ -1,6 +1,8 @@
-"""Redis keeps the contracts in all its forms: a cluster, a master that sentinels watch, TLS, a unix socket, a Valkey."""
+"""Redis keeps the contracts in all its forms: a cluster, a master behind sentinels, TLS, a unix socket, a Valkey."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import pytest
 
@@ -30,7 +32,7 @@ class OfRedis(Suite):
     """The drivers at ``url``, reached with ``options``, and where nobody is."""
 
     url: str
-    options: Options = {}
+    options: ClassVar[Options] = {}
 
     def nobody(self) -> str:
         """A URL where no server is."""
@@ -75,7 +77,7 @@ class OnCluster(Suite):
 
     driver = "cluster"
 
-    options: Options = {"cluster": True}
+    options: ClassVar[Options] = {"cluster": True}
 
     @pytest.fixture
     def service(self, redis_cluster_url: str) -> None:

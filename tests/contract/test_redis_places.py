@@ -303,30 +303,81 @@ async def test_a_fail_over_by_hand_is_followed_by_what_is_connected(
         assert str(group.master.port) in str(broker._link._at)  # type: ignore[attr-defined]  # nothing else tells
 
 
-async def test_an_old_master_that_comes_back_is_left_for_the_one_that_the_sentinels_name(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_sentinel, "ASK_EVERY", 0.0)
-    one, two = (start_server(RedisServer()) for _ in range(2))
-    named = one
+class Pointing:
+    """Answers like a sentinel, that a server is the master which may be none."""
 
-    async def sentinel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, named: RedisServer) -> None:
+        self.named = named
+        self.url = ""
+
+    async def __aenter__(self) -> Pointing:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}?master_name=m"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(4096):
-            port = str(named.port)
+            port = str(self.named.port)
             for command in data.split(b"\r\n*"):
                 is_question = b"GET-MASTER-ADDR-BY-NAME" in command
                 answer = f"*2\r\n$9\r\n127.0.0.1\r\n${len(port)}\r\n{port}\r\n" if is_question else "$0\r\n\r\n"
                 writer.write(answer.encode())
         writer.close()
 
-    server = await asyncio.start_server(sentinel, "127.0.0.1", 0)
-    async with server:
-        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?master_name=m"
-        async with opened(RedisBroker(url)) as broker:
-            await broker.publish([message("a")])
-            named = two
-            await broker.publish([message("b")])
-            assert names(await broker.fetch("q", 10, 0)) == ["b"]
+
+async def test_a_master_that_works_is_left_for_the_one_that_the_sentinels_name(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old one that has come back takes itself for the master, and what is written to it will be thrown away."""
+    monkeypatch.setattr(redis_sentinel, "ASK_EVERY", 0.0)
+    old, new = (start_server(RedisServer()) for _ in range(2))
+    async with Pointing(old) as sentinel, opened(RedisBroker(sentinel.url)) as broker:
+        await broker.publish([message("a")])
+        sentinel.named = new
+        await broker.publish([message("b")])
+        assert names(await broker.fetch("q", 10, 0)) == ["b"]
+
+
+async def test_a_server_that_is_no_master_is_not_used(start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    server.call("REPLICAOF", "127.0.0.1", str(free_port()))
+    async with Pointing(server) as sentinel:
+        broker = RedisBroker(sentinel.url)
+        with pytest.raises(Unavailable, match="is not the master 'm' now"):
+            await broker.open()
+        server.call("REPLICAOF", "NO", "ONE")
+        await broker.open()
+        await broker.close()
+
+
+async def test_what_a_new_master_has_not_heard_was_settled_is_shown_again(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It believes that a worker holds it which lives, and does not."""
+    monkeypatch.setattr(redis_sentinel, "ASK_EVERY", 0.0)
+    old, new = (start_server(RedisServer()) for _ in range(2))
+    new.call("REPLICAOF", "127.0.0.1", str(old.port))
+    async with Pointing(old) as sentinel, opened(RedisBroker(sentinel.url, lease=1.0)) as broker:
+        await broker.publish([message("settled"), message("held")])
+        settled, held = await broker.fetch("q", 2, 0)
+        await at_last(lambda: _has(new, "HLEN", driver._keys("q", settled.receipt[0])[1], 3))  # type: ignore[index]  # whose it is
+        new.call("REPLICAOF", "NO", "ONE")
+        await broker.ack([settled])
+        sentinel.named = new
+
+        async def shown_again() -> list[str]:
+            await broker.tend(["q"])
+            return names(await broker.fetch("q", 10, 0.05))
+
+        assert list(await broker.extend([held])) == []
+        assert sorted(await at_last(shown_again)) == ["held", "settled"]  # nobody extends what was held
+
+
+async def _has(server: RedisServer, command: str, key: str, count: int) -> bool:
+    return server.call(command, key).strip() == f":{count}"
 
 
 async def test_too_few_replicas_make_a_publish_uncertain(start_server: StartServer) -> None:
