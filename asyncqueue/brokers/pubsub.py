@@ -39,7 +39,8 @@ MAX_BATCH = 1_000
 """The most messages in one request."""
 
 MAX_BYTES = 9_900_000
-"""The largest message, and the largest batch (bytes): the service's 10,000,000, less the facts about a dead message."""
+"""The largest message that is published, and the largest batch (bytes): the service's 10,000,000, less the facts that
+go with a message into a dead letter."""
 
 MAX_LEASE = 600
 """The longest ack deadline (seconds)."""
@@ -52,6 +53,9 @@ PULL_TIME = 10.0
 
 LOOK = 1.0
 """How long (seconds) one look into a dead letter waits for what is in it."""
+
+PURGE_MARGIN = 5.0
+"""A purge ends at what was published so long (seconds) after it began: the service's clock may differ from ours."""
 
 MOST_DEAD = 1_000
 """The most entries of a dead letter that one look goes through."""
@@ -212,6 +216,10 @@ class PubSubBroker:
         for each in messages:
             post = Post(each.body, _marks(each.body), each.ordering_key or "")
             queue = each.queue
+            if post.size > MAX_BYTES:
+                raise MessageTooLarge(
+                    f"a message for queue {queue!r} takes {post.size} bytes in Pub/Sub, the limit is {MAX_BYTES}"
+                )
             if each.not_before is not None and each.not_before > now:
                 post, queue = _waiting(post, each.not_before), _delayed(queue)
             sendings.append(_Sending(queue, each.token or secrets.token_hex(16), post))
@@ -222,11 +230,6 @@ class PubSubBroker:
         """Send those that the service does not have. What it has is remembered until ``_forget``."""
         queues: dict[str, list[_Sending]] = {}
         for each in sendings:
-            if each.post.size > MAX_BYTES:
-                raise MessageTooLarge(
-                    f"a message for queue {each.queue!r} takes {each.post.size} bytes in Pub/Sub,"
-                    f" the limit is {MAX_BYTES}"
-                )
             if each.token not in self._sent:
                 queues.setdefault(each.queue, []).append(each)
         await _all(self._send_to(queue, waiting) for queue, waiting in queues.items())
@@ -263,11 +266,13 @@ class PubSubBroker:
             await asyncio.wait({intake.pull}, timeout=wait)
         if intake.pull is not None and intake.pull.done():
             pull, intake.pull = intake.pull, None
-            intake.ready += pull.result()
+            if not pull.cancelled():  # by close
+                intake.ready += pull.result()
         taken, intake.ready = intake.ready[:limit], intake.ready[limit:]
         fresh = [each for each in taken if self._holding.of(each.receipt, left=self._lease / 2)]
         if len(fresh) < len(taken):  # they lay here for long, and nobody extended them
-            await self.nack([each for each in taken if each not in fresh])
+            with suppress(Unavailable, Refused):  # then their lease ends; what is fresh is not to wait for that
+                await self.nack([each for each in taken if each not in fresh])
         return fresh
 
     async def _pull(self, queue: str, limit: int, wait: float) -> Sequence[Delivery]:
@@ -277,11 +282,13 @@ class PubSubBroker:
             found = await self._link.pull(name, limit, wait=wait)
             if not found:
                 return ()
-            ends_at = self._clock.monotonic() + (known.ack_deadline if known else LEAST_DEADLINE)
+            since = self._clock.monotonic()
+            deadline = known.ack_deadline if known else LEAST_DEADLINE
+            # if there is no answer to the longer one, either may count
+            ends_at = since + min(deadline, self._lease)
             lost: set[str] = set()
             if known is None or known.ack_deadline != self._lease:
-                with suppress(Unavailable):  # then the subscription's own deadline counts
-                    since = self._clock.monotonic()
+                with suppress(Unavailable):
                     lost = await self._link.modify_deadline(name, [each.ack_id for each in found], self._lease)
                     ends_at = since + self._lease
             # the service counts what was given back too: all that can be relied on is whether this is the first
@@ -294,7 +301,7 @@ class PubSubBroker:
         deliveries = await self._at(queue, pull)
         self._mine.update((delivery.receipt, delivery) for delivery in deliveries)
         if len(self._mine) > _REMEMBERED:  # of those that were lost, nobody told us
-            self._mine = {receipt: each for receipt, each in self._mine.items() if self._holding.of(receipt)}
+            self._let_go([each for receipt, each in self._mine.items() if self._holding.of(receipt) is None])
         return deliveries
 
     # ------------------------------------------------------------------------------------------------ settle
@@ -385,7 +392,7 @@ class PubSubBroker:
     # ------------------------------------------------------------------------------------------------ tend
 
     async def tend(self, queues: Sequence[str]) -> float:
-        return min(await asyncio.gather(*map(self._release, queues)), default=TEND)
+        return min(await _all(map(self._release, queues)), default=TEND)
 
     async def _release(self, queue: str) -> float:
         """Move what is due to its queue, and keep the rest for longer; returns when (in seconds) to look again."""
@@ -419,7 +426,7 @@ class PubSubBroker:
         if due:
             await self._link.acknowledge(name, [message.ack_id for message, _ in due])
         self._forget(sendings)
-        if len(found) == MAX_BATCH:
+        if found:  # the service gives as many at once as it likes
             return 0.0
         return max(0.0, min(TEND, min((_due(each.message) for each in soon), default=math.inf) - self._now()))
 
@@ -452,10 +459,13 @@ class PubSubBroker:
 
     async def purge(self, queue: str) -> int:
         count = 0
+        until = self._now() + PURGE_MARGIN
         with suppress(Missing):
             while found := await self._link.pull(self._subscription(queue), MAX_BATCH, wait=LOOK):
                 await self._link.acknowledge(self._subscription(queue), [each.ack_id for each in found])
                 count += len(found)
+                if min(each.published_at for each in found) > until:  # a queue that is filled all the time has no end
+                    break
         return count
 
     async def dead(self, queue: str, limit: int, offset: int = 0) -> Sequence[Dead]:
@@ -588,9 +598,9 @@ class PubSubBroker:
 @lru_cache(1024)
 def _topic(queue: str) -> str:
     """The name of a queue's topic: its own, where Pub/Sub takes that. Raises ``Refused`` for one that is too long."""
-    name = quote(queue, safe="")
+    name = quote(queue, safe="+")
     for possible in (name, f"{_PREFIX}{name}"):
-        if is_name(possible):
+        if is_name(possible) and _queue(possible) == queue:
             return possible
     raise Refused(f"queue {queue!r}: in Pub/Sub its name has {len(name)} letters, and may have {MAX_NAME}")
 
@@ -662,9 +672,11 @@ def _batches(waiting: Sequence[_Sending]) -> Iterator[Sequence[_Sending]]:
         yield batch
 
 
-async def _all(calls: Iterable[Awaitable[object]]) -> None:
+async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
     """Make all of these calls; raises the first error when all have ended."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
+    results: list[T] = []
+    for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+        results.append(result)
+    return results

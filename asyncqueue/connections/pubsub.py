@@ -331,7 +331,12 @@ class PubSubLink:
         except GoogleAPICallError as exc:
             raise self._said_no(what, exc) from exc
         except UsageError as exc:
-            raise Unavailable(f"{self.address}: {what}: the connection was closed") from exc
+            raise self._was_closed(what) from exc
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise self._was_closed(what) from exc  # that cancels the calls under way, not who made them
 
     async def _clients(self) -> _Clients:
         async with self._making:
@@ -354,20 +359,25 @@ class PubSubLink:
             raise Refused(f"{self.address}: there are no credentials: {exc}") from exc
         except TransportError as exc:
             raise Unavailable(f"{self.address}: the credentials could not be had: {exc}") from exc
-        except GoogleAuthError as exc:
+        except (GoogleAuthError, OSError) as exc:
             raise Refused(f"{self.address}: the credentials cannot be used: {exc}") from exc
         made: Channel = SubscriberGrpcAsyncIOTransport.create_channel(
             f"{_HOST}:443", credentials=credentials, options=_OPTIONS
         )
         return made
 
+    def _was_closed(self, what: str) -> Unavailable:
+        return Unavailable(f"{self.address}: {what}: the connection was closed")
+
     def _said_no(self, what: str, error: GoogleAPICallError) -> AsyncQueueError:
         code = error.grpc_status_code
         name = code.name if isinstance(code, StatusCode) else str(error.code)
         text = f"{self.address}: {what}: {name}: {error.message}"
-        lost = _unconfirmed(error)
-        if lost is not None:
-            return _Unconfirmed(text, lost)
+        unconfirmed = _unconfirmed(error)
+        if any(reason.startswith(_NOT_YET) for reason in unconfirmed.values()):
+            return Unavailable(text)  # whatever the code: the next time some of these may be confirmed
+        if unconfirmed:
+            return _Unconfirmed(text, set(unconfirmed))
         match code:
             case StatusCode.NOT_FOUND:
                 return Missing(text, name)
@@ -410,8 +420,9 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.keepalive_time_ms", 30_000),
     # left alone, it would wait two minutes before it tries a service again that was away for some time
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # not a pause, as its name says, but how long connecting may take
+    ("grpc.min_reconnect_backoff_ms", int(REPLY_TIMEOUT * 1_000)),
 )
 _GONE = "PERMANENT_FAILURE"
 _NOT_YET = "TRANSIENT_FAILURE"
@@ -444,13 +455,10 @@ async def _pull_at_once(use: _Clients, request: types.PullRequest, once: Mapping
     return reply
 
 
-def _unconfirmed(error: GoogleAPICallError) -> set[str] | None:
-    """The ack ids that are lost, if that is all that the error is about: trying again may help none of them."""
+def _unconfirmed(error: GoogleAPICallError) -> Mapping[str, str]:
+    """The ack ids that an error is about, each with the reason why it was not confirmed."""
     said: Mapping[str, str] = error.metadata or {}
-    reasons = {ack_id: reason for ack_id, reason in said.items() if reason.startswith((_GONE, _NOT_YET))}
-    if not reasons or any(reason.startswith(_NOT_YET) for reason in reasons.values()):
-        return None
-    return set(reasons)
+    return {ack_id: reason for ack_id, reason in said.items() if reason.startswith((_GONE, _NOT_YET))}
 
 
 def _ack_parts(ack_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from asyncqueue.brokers.base import Broker, Delivery
 from asyncqueue.brokers.pubsub import MAX_BYTES, MAX_LEASE, NEAR, PubSubBroker
 from asyncqueue.connections.pubsub import Post, PubSubLink, Subscription, parse_url
 from asyncqueue.connections.pubsub_holding import Receipt
+from asyncqueue.engine.messages import MAX_ERROR_TEXT
 from asyncqueue.errors import ConfigError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.testing import BrokerContract, InspectorContract
 from asyncqueue.testing.suite import BrokerSuite, names
@@ -138,6 +139,14 @@ class TestOfItsOwn(OnPubSub):
         assert f"q~{queue}" in {each.topic for each in await self.link().subscriptions()}
         assert await self.broker.queues() == [queue]
 
+    async def test_no_two_queues_share_a_topic_and_a_plus_stays_as_it_is(self) -> None:
+        for queue in ("x", "q~x", "a+b"):
+            await self.broker.publish([self.message(f"in {queue}", queue=queue)])
+        assert {"q~x", "q~q~x", "a+b"} <= {each.topic for each in await self.link().subscriptions()}
+        for queue in ("x", "q~x", "a+b"):
+            assert names(await self.fetch_until(1, queue=queue)) == [f"in {queue}"]
+        assert await self.broker.queues() == ["a+b", "q~x", "x"]
+
     async def test_a_name_that_is_too_long_is_refused(self) -> None:
         with pytest.raises(Refused, match=r"queue ':{100}': in Pub/Sub its name has 300 letters, and may have 255"):
             await self.broker.publish([self.message("a", queue=":" * 100)])
@@ -209,6 +218,26 @@ class TestOfItsOwn(OnPubSub):
         (entry,) = await self.broker.dead(self.queue, 10)
         assert (entry.reason, entry.error, entry.queue) == ("reason", error, self.queue)
 
+    async def test_the_largest_message_has_room_for_its_facts_in_the_dead_letter(self) -> None:
+        body = b"x" * (MAX_BYTES - Post(b"").size)
+        await self.broker.publish([self.raw_message(body)])
+        error = "ß" * MAX_ERROR_TEXT
+        await self.broker.bury([await self.fetch_one()], "reason", error)
+        (entry,) = await self.broker.dead(self.queue, 10)
+        assert (entry.body == body, entry.error == error) == (True, True)
+
+    async def test_a_purge_of_a_queue_that_is_filled_meanwhile_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        await self.publish("a")
+        acknowledge = self.link().acknowledge
+
+        async def acknowledge_and_publish(subscription: str, ack_ids: list[str]) -> set[str]:
+            await self.publish("one more")
+            return await acknowledge(subscription, ack_ids)
+
+        monkeypatch.setattr(pubsub, "PURGE_MARGIN", 0.0)
+        monkeypatch.setattr(self.link(), "acknowledge", acknowledge_and_publish)
+        assert await self.in_time(self.broker.purge(self.queue)) == 2
+
     async def test_what_was_published_is_not_published_again_when_the_rest_of_it_is(self) -> None:
         mine = self.message("a", token="1")
         badly_named = self.message("b", queue=":" * 100, token="2")
@@ -247,6 +276,15 @@ class TestOfItsOwn(OnPubSub):
         await self.advance(LEASE / 2 + 0.1)
         assert list(await self.broker.fetch(self.queue, 5, 0.01)) == []
         assert names([await self.fetch_one()]) == ["a"]
+
+    async def test_a_message_whose_lease_ended_is_not_remembered_for_ever(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pubsub, "_REMEMBERED", 0)
+        await self.publish("a")
+        lost = await self.fetch_one()
+        again = await self.fetch_one()
+        assert (lost.body, list(self.broker._holding._held)) == (again.body, [again.receipt])
 
     async def test_a_delay_that_a_deadline_can_be_is_one_request_and_a_longer_one_waits_in_the_store(self) -> None:
         await self.publish("a", "b")
@@ -295,6 +333,15 @@ class TestOfItsOwn(OnPubSub):
         await self.broker.publish([self.message("a", not_before=self.now() + 60)])
         await self.link().publish(store, [Post(b"b", {"aq-due": due}) for due in ("soon", "nan", "-1")])
         assert [each.body for each in await self.fetch_until(3)] == [b"b"] * 3
+
+    async def test_a_queue_that_cannot_be_tended_holds_up_no_other(self) -> None:
+        await self.publish("a")
+        store = f"{self.queue}.delayed"
+        await self.broker.publish([self.message("b", not_before=self.now() + 60)])
+        await self.link().publish(store, [Post(b"c", {"aq-due": "0"})])
+        with pytest.raises(Refused, match="its name has"):
+            await self.broker.tend([":" * 100, self.queue])
+        assert b"c" in {each.body for each in await self.link().pull("workers", 10, wait=0.0)}
 
     async def test_who_leaves_shows_what_it_kept_to_others_at_once(self) -> None:
         due = self.now() + NEAR - 1
@@ -386,6 +433,12 @@ async def test_without_credentials_it_is_said_so(monkeypatch: pytest.MonkeyPatch
         await PubSubBroker("gcppubsub://project/workers").open()
 
 
+async def test_credentials_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))
+    with pytest.raises(Refused, match=r"project/workers: the credentials cannot be used: .*Is a directory"):
+        await PubSubBroker("gcppubsub://project/workers").open()
+
+
 @pytest.mark.parametrize(
     ("code", "expected", "says"),
     [
@@ -417,6 +470,44 @@ async def test_a_service_that_says_nothing_is_unavailable() -> None:
         await broker.close()
 
 
+async def test_who_closes_ends_what_is_under_way_and_cancels_nobody() -> None:
+    asked = asyncio.Event()
+    async with service_that_says(None, asked=asked) as url:
+        broker = PubSubBroker(url, reply_timeout=60.0)
+        publishing = asyncio.create_task(broker._link.publish("queue", [Post(b"x")]))
+        await asyncio.wait_for(asked.wait(), 30)
+        asked.clear()
+        fetching = asyncio.create_task(broker.fetch("queue", 1, 60.0))
+        await asyncio.wait_for(asked.wait(), 30)
+        await broker.close()
+        with pytest.raises(Unavailable, match="publish to queue: the connection was closed"):
+            await asyncio.wait_for(publishing, 30)
+        assert list(await asyncio.wait_for(fetching, 30)) == []
+
+
+async def test_a_service_to_which_connecting_takes_seconds_is_reached() -> None:
+    async with service_that_says(grpc.StatusCode.PERMISSION_DENIED) as url:
+        host, _, port = parse_url(url).emulator.partition(":")
+
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+            writer.close()
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(2.5)  # that is the slow connection itself
+            from_service, to_service = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(carry(reader, to_service), carry(from_service, writer))
+
+        slow = await asyncio.start_server(connect, "127.0.0.1")
+        broker = PubSubBroker(f"gcppubsub://project/workers?emulator=127.0.0.1:{slow.sockets[0].getsockname()[1]}")
+        with pytest.raises(Refused, match="PERMISSION_DENIED"):
+            await broker.queues()
+        await broker.close()
+        slow.close()
+
+
 async def test_what_an_exactly_once_subscription_does_not_confirm_is_lost_and_no_error() -> None:
     said = {"mine-no-more": "PERMANENT_FAILURE_INVALID_ACK_ID", "nor-this": "PERMANENT_FAILURE_OTHER"}
     async with service_that_says(grpc.StatusCode.FAILED_PRECONDITION, said) as url:
@@ -429,9 +520,10 @@ async def test_what_an_exactly_once_subscription_does_not_confirm_is_lost_and_no
         await broker.close()
 
 
-async def test_what_it_confirms_later_is_tried_again() -> None:
+@pytest.mark.parametrize("code", [grpc.StatusCode.ABORTED, grpc.StatusCode.INVALID_ARGUMENT])
+async def test_what_it_confirms_later_is_tried_again(code: grpc.StatusCode) -> None:
     said = {"mine": "TRANSIENT_FAILURE_UNORDERED_ACK_ID", "nor-this": "PERMANENT_FAILURE_INVALID_ACK_ID"}
-    async with service_that_says(grpc.StatusCode.ABORTED, said) as url:
+    async with service_that_says(code, said) as url:
         broker = PubSubBroker(url)
         with pytest.raises(Unavailable, match="acknowledge in workers"):
             await broker.ack([Delivery(b"", "queue", Receipt("workers", "mine", "another", 1), 1)])
@@ -458,11 +550,16 @@ async def test_credentials_that_google_does_not_take_are_refused_and_their_key_i
 
 
 @asynccontextmanager
-async def service_that_says(code: grpc.StatusCode | None, details: dict[str, str] | None = None) -> AsyncIterator[str]:
-    """The URL of a service with one answer to everything: those that pstest never gives. None: no answer."""
+async def service_that_says(
+    code: grpc.StatusCode | None, details: dict[str, str] | None = None, *, asked: asyncio.Event | None = None
+) -> AsyncIterator[str]:
+    """The URL of a service with one answer to everything: those that pstest never gives. None: no answer. ``asked`` is
+    set by every call."""
     leaving = asyncio.Event()
 
     async def answer(_: bytes, context: Any) -> bytes:
+        if asked is not None:
+            asked.set()
         if code is None:
             await leaving.wait()
             return b""
@@ -474,7 +571,7 @@ async def service_that_says(code: grpc.StatusCode | None, details: dict[str, str
         return b""
 
     handler = grpc.unary_unary_rpc_method_handler(answer)
-    methods = ("Publish", "Pull", "Acknowledge", "ModifyAckDeadline", "GetSubscription")
+    methods = ("Publish", "Pull", "Acknowledge", "ModifyAckDeadline", "GetSubscription", "ListSubscriptions")
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(
         [
