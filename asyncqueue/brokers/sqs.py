@@ -30,7 +30,7 @@ from asyncqueue.connections.aws import (
     is_passing,
     parse_url,
 )
-from asyncqueue.connections.envelope import ATTEMPT, BASE64, ERROR, NAMES, Envelope, body_of, count, text_of
+from asyncqueue.connections.envelope import ATTEMPT, BASE64, BURIED_AT, ERROR, NAMES, Envelope, body_of, count, text_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.workflow import COMPANION_SUFFIX
 
@@ -73,6 +73,7 @@ _REDRIVE_TARGET = re.compile(r'"deadLetterTargetArn"\s*:\s*"[^"]*:([^":]+)"')
 _DENIED = ("AccessDenied", "AccessDeniedException")
 _FIFO, _DEAD, _COMPANION = ".fifo", ".dead", COMPANION_SUFFIX
 _REMEMBERED = 10_000
+_NOTHING_SAID = {"Code": "NoAnswer", "Message": "the reply does not say what became of it"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +156,12 @@ class SqsBroker:
 
     async def close(self) -> None:
         held, self._held = list(self._held.values()), {}
-        with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
-            await _all(self.nack(held[start : start + MAX_BATCH]) for start in range(0, len(held), MAX_BATCH))
-        self._is_open = False
-        await self._link.close()
+        try:
+            with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
+                await _all(self.nack(held[start : start + MAX_BATCH]) for start in range(0, len(held), MAX_BATCH))
+        finally:
+            self._is_open = False
+            await self._link.close()
 
     def twin(self) -> Self:
         twin = type(self)(
@@ -387,32 +390,43 @@ class SqsBroker:
     async def _take_dead(
         self, queue: str, ids: Sequence[str], take: Callable[[Sequence[tuple[Delivery, Dead]]], Awaitable[None]]
     ) -> int:
-        """Do something with these entries, and show the others again."""
-        found = await self._look_at_dead(queue, set(ids))
-        wanted = [each for each in found if each[1].id in ids]
+        """Do something with these entries, and show the others again; returns how many were still to be had."""
+        wanted = set(ids)
+        count = 0
+
+        async def take_ours(some: Sequence[tuple[Delivery, Dead]]) -> None:
+            nonlocal count
+            # since we looked, somebody else may have taken some: another copy would be one too many
+            lost = await self._hide([delivery for delivery, _ in some], LOOK)
+            ours = [each for each in some if each[0].receipt not in lost]
+            await take(ours)
+            count += len(ours)
+
+        found = await self._look_at_dead(queue, wanted)
+        chosen = [each for each in found if each[1].id in wanted]
         try:
-            await _all(take(wanted[start : start + MAX_BATCH]) for start in range(0, len(wanted), MAX_BATCH))
+            await _all(take_ours(chosen[start : start + MAX_BATCH]) for start in range(0, len(chosen), MAX_BATCH))
         finally:
-            await self._hide([each[0] for each in found if each[1].id not in ids], 0)
-        return len(wanted)
+            await self._hide([delivery for delivery, entry in found if entry.id not in wanted], 0)
+        return count
 
     async def _look_at_dead(self, queue: str, wanted: set[str] | None = None) -> list[tuple[Delivery, Dead]]:
         """Entries, oldest first, hidden from others meanwhile: all of them, or until all that are wanted are there."""
         letter = await self._dead_letter(queue)
         found: dict[str, tuple[Delivery, Dead]] = {}
-        of_others: list[Delivery] = []
+        of_others: dict[str, Delivery] = {}
         with suppress(Missing):
             while len(found) + len(of_others) < MOST_DEAD and (wanted is None or wanted - found.keys()):
-                some = await self._receive(letter, MAX_BATCH, LAST_LOOK, LOOK)
-                if not some:
-                    break
-                for message in some:
+                seen = len(found) + len(of_others)
+                for message in await self._receive(letter, MAX_BATCH, LAST_LOOK, LOOK):
                     delivery, entry = _delivery(letter, message), _entry_of_dead(queue, message)
                     if _name(entry.queue) == _name(queue):
                         found[entry.id] = delivery, entry
                     else:  # a redrive policy may lead from several queues to one
-                        of_others.append(delivery)
-        await self._hide(of_others, 0)
+                        of_others[entry.id] = delivery
+                if len(found) + len(of_others) == seen:  # none, or a look that took long begins anew
+                    break
+        await self._hide(list(of_others.values()), 0)
         return sorted(found.values(), key=lambda each: (each[1].buried_at, each[1].id))
 
     async def _dead_letter(self, queue: str) -> str:
@@ -436,10 +450,17 @@ class SqsBroker:
     async def _batch(
         self, queue: str, operation: str, entries: Iterable[Mapping[str, Any]], *, create: bool = False
     ) -> Mapping[int, Mapping[str, Any]]:
-        """What failed, by its place in the batch."""
+        """What failed, by its place in the batch. What the reply says nothing of has failed too: 200 may be the answer
+        of somebody who is no SQS."""
         numbered = [{"Id": str(index), **entry} for index, entry in enumerate(entries)]
         reply = await self._call(queue, operation, create=create, Entries=numbered)
-        return {int(failure["Id"]): failure for failure in reply.get("Failed") or ()}
+        done = {each["Id"] for each in reply.get("Successful") or ()}
+        said = {failure["Id"]: failure for failure in reply.get("Failed") or ()}
+        return {
+            index: said.get(entry["Id"], _NOTHING_SAID)
+            for index, entry in enumerate(numbered)
+            if entry["Id"] not in done
+        }
 
     async def _batch_if_there(
         self, queue: str, operation: str, entries: Sequence[Mapping[str, Any]]
@@ -597,7 +618,9 @@ def _delivery(queue: str, message: Mapping[str, Any]) -> Delivery:
     shown = int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1))
     attributes = _attributes(message)
     body = body_of(message["Body"], is_base64=BASE64 in attributes)
-    return Delivery(body, queue, message["ReceiptHandle"], shown + count(attributes.get(ATTEMPT, "")))
+    if BURIED_AT not in attributes:  # else SQS itself moved it back from a dead letter, and it begins anew
+        shown += count(attributes.get(ATTEMPT, ""))
+    return Delivery(body, queue, message["ReceiptHandle"], shown)
 
 
 def _entry_of_dead(queue: str, message: Mapping[str, Any]) -> Dead:

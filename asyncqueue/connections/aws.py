@@ -19,6 +19,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions as aws_errors
 from botocore.loaders import Loader, create_loader
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
@@ -90,6 +91,9 @@ def parse_url(url: str) -> AwsAddress:
         if not path:
             raise ValueError("the account is missing")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        endpoint = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
+        if not (is_valid_endpoint_url(endpoint) or is_valid_ipv6_endpoint_url(endpoint)):
+            raise ValueError(f"{parts.hostname!r} is no name of a host")
         named = _REGION.fullmatch(parts.hostname)
         region = options.pop("region", "") or (named["region"] if named else None)
         if options:
@@ -97,7 +101,7 @@ def parse_url(url: str) -> AwsAddress:
         if (parts.username is None) != (parts.password is None):
             raise ValueError("a login is a key and its secret")
         return AwsAddress(
-            endpoint=f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else ""),
+            endpoint=endpoint,
             path=path,
             region=region,
             access_key=None if parts.username is None else unquote(parts.username),
@@ -246,7 +250,7 @@ class AwsLink:
                 return Refused(f"{text}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role")
             case aws_errors.HTTPClientError(kwargs={"error": AttributeError()}) if self._given is not None:
                 return Refused(f"{self.address}: {operation}: the client that was given is closed")
-            case aws_errors.SSLError():
+            case aws_errors.SSLError() | aws_errors.SSOError() | aws_errors.TokenRetrievalError():
                 return Refused(text)
             case aws_errors.ConnectionError() | aws_errors.HTTPClientError() | aws_errors.CredentialRetrievalError():
                 return Unavailable(text)

@@ -8,6 +8,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from asyncqueue import Server
 from asyncqueue.brokers import sqs
-from asyncqueue.brokers.base import Broker, Delivery, Message
+from asyncqueue.brokers.base import Broker, Dead, Delivery, Message
 from asyncqueue.brokers.sqs import MAX_BYTES, SqsBroker, _delay
 from asyncqueue.connections.aws import parse_url
 from asyncqueue.errors import ConfigError, MessageTooLarge, Refused, Unavailable
@@ -285,6 +286,50 @@ class TestOfItsOwn(OnSqs):
         assert await self.broker.requeue(self.queue, [entry.id]) == 1
         assert (await self.fetch_one()).attempt == 1
 
+    async def test_a_dead_message_that_the_service_moves_back_is_shown_as_new(self) -> None:
+        await self.publish("a")
+        (delivery,) = await self.fetch_until(1)
+        await self.broker.bury([replace(delivery, attempt=6)], "max_deliveries", "error")
+        async with self.client() as client:
+            # the attributes go with it, as in StartMessageMoveTask
+            letter = (await client.get_queue_url(QueueName=f"{self.queue}-dead"))["QueueUrl"]
+            queue = (await client.get_queue_url(QueueName=self.queue))["QueueUrl"]
+            found = await client.receive_message(QueueUrl=letter, MessageAttributeNames=["All"])
+            ((body, attributes),) = [(each["Body"], each["MessageAttributes"]) for each in found["Messages"]]
+            assert attributes["aq-attempt"]["StringValue"] == "6"
+            await client.send_message(QueueUrl=queue, MessageBody=body, MessageAttributes=attributes)
+        again = await self.fetch_one()
+        assert (again.body, again.attempt) == (delivery.body, 1)
+        await self.broker.nack([again])
+        assert (await self.fetch_one()).attempt == 1
+
+    async def test_a_look_into_a_dead_letter_that_takes_too_long_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        await self.publish("a", "b", "c")
+        await self.broker.bury(await self.fetch_until(3), "reason", "error")
+        monkeypatch.setattr(sqs, "LOOK", 0)  # all that was looked at is shown again at once
+        async with asyncio.timeout(30):
+            assert len(await self.broker.dead(self.queue, 10)) == 3
+
+    @pytest.mark.parametrize("verb", ["requeue", "drop"])
+    async def test_a_dead_message_that_somebody_else_took_meanwhile_is_not_taken_again(
+        self, verb: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await self.publish("a")
+        await self.broker.bury(await self.fetch_until(1), "reason", "error")
+        monkeypatch.setattr(sqs, "LOOK", 0)
+        faster, look = await self.opened(SqsBroker(self.url, lease=LEASE)), self.broker._look_at_dead
+
+        async def look_slowly(queue: str, wanted: set[str] | None = None) -> list[tuple[Delivery, Dead]]:
+            found = await look(queue, wanted)
+            assert await faster.requeue(queue, [entry.id for _, entry in found]) == 1
+            return found
+
+        (entry,) = await self.broker.dead(self.queue, 10)
+        monkeypatch.setattr(self.broker, "_look_at_dead", look_slowly)
+        assert await getattr(self.broker, verb)(self.queue, [entry.id]) == 0
+        assert len(await self.fetch_until(1)) == 1
+        assert await self.fetch_now() == []
+
     async def test_of_a_dead_letter_of_several_queues_each_shows_its_own(self) -> None:
         letter = f"{self.queue}-letter"
         for queue in (self.queue, self.other_queue):
@@ -476,6 +521,7 @@ def test_a_url_may_carry_a_key_and_its_secret_which_are_never_shown() -> None:
         ("https://sqs.eu-west-1.amazonaws.com/1?regoin=x", "unknown option 'regoin'"),
         ("https://host:port/1", "Port"),
         ("sqs://host/1", "http"),
+        ("http://elastic_mq:9324/1?region=x", "'elastic_mq' is no name of a host"),
     ],
 )
 def test_a_url_that_cannot_work_is_told_what_was_expected(url: str, complaint: str) -> None:
@@ -540,6 +586,26 @@ async def test_who_may_not_list_queues_may_work_all_the_same() -> None:
     async with service_that_says(403, refusal) as url, opened(SqsBroker(url)) as broker:
         with pytest.raises(Refused, match="AccessDenied"):
             await broker.fetch("queue", 1, 0)
+
+
+async def test_an_answer_that_is_none_of_sqs_does_not_mean_that_a_message_was_sent() -> None:
+    async with service_that_says(200, "<html>Welcome!</html>") as url, opened(SqsBroker(url)) as broker:
+        with pytest.raises(Unavailable, match=r"1 messages for queue 'queue', 1 failed: NoAnswer: the reply does not"):
+            await broker.publish([Message(b"{}", "queue", "id")])
+
+
+async def test_a_login_that_has_run_out_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    profile = "sso_start_url=https://a.awsapps.com/start\nsso_region=eu-west-1\nsso_account_id=1\nsso_role_name=a"
+    (tmp_path / "config").write_text(f"[profile someone]\n{profile}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "someone")
+    broker = SqsBroker(f"http://127.0.0.1:{free_port()}/1?region=here")
+    with pytest.raises(Refused, match="SSO"):
+        await broker.fetch("queue", 1, 0)
+    await broker.close()
 
 
 async def test_a_service_that_says_nothing_is_unavailable() -> None:
