@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -33,6 +33,7 @@ from asyncqueue.connections.pubsub import (
     parse_url,
 )
 from asyncqueue.connections.pubsub_holding import Held, Holding, Receipt
+from asyncqueue.connections.sending import Sent, all_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 
 MAX_BATCH = 1_000
@@ -145,8 +146,7 @@ class PubSubBroker:
         self._learning = asyncio.Lock()
         self._intakes: dict[str, _Intake] = {}
         self._near: dict[str, list[_Near]] = {}
-        # what the service has of a verb that did not come to its end: when that is repeated, it is not sent again
-        self._sent: dict[str, None] = {}
+        self._sent = Sent()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -184,7 +184,7 @@ class PubSubBroker:
         near, self._near = self._near, {}
         with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
             await self.nack(mine)
-            await _all(
+            await all_of(
                 self._show_again(_delayed(queue), [each.message for each in some]) for queue, some in near.items()
             )
         self._known.clear()
@@ -224,31 +224,25 @@ class PubSubBroker:
                 post, queue = _waiting(post, each.not_before), _delayed(queue)
             sendings.append(_Sending(queue, each.token or secrets.token_hex(16), post))
         await self._send(sendings)
-        self._forget(sendings)
+        self._sent.forget(each.token for each in sendings)
 
     async def _send(self, sendings: Sequence[_Sending]) -> None:
-        """Send those that the service does not have. What it has is remembered until ``_forget``."""
+        """Send those that the service does not have. What it has is remembered until the verb ends."""
         queues: dict[str, list[_Sending]] = {}
         for each in sendings:
             if each.token not in self._sent:
                 queues.setdefault(each.queue, []).append(each)
-        await _all(self._send_to(queue, waiting) for queue, waiting in queues.items())
+        await all_of(self._send_to(queue, waiting) for queue, waiting in queues.items())
 
     async def _send_to(self, queue: str, waiting: Sequence[_Sending]) -> None:
         topic = _topic(queue)
         # one request after the other: among equal ordering keys their order counts
         for batch in _batches(waiting):
             await self._at(queue, partial(self._publish, topic, [each.post for each in batch]))
-            self._sent.update((each.token, None) for each in batch)
-            while len(self._sent) > _REMEMBERED:  # of verbs that nobody repeated
-                del self._sent[next(iter(self._sent))]
+            self._sent.add(each.token for each in batch)
 
     async def _publish(self, topic: str, posts: Sequence[Post], _: Subscription | None) -> None:
         await self._link.publish(topic, posts)
-
-    def _forget(self, sendings: Sequence[_Sending]) -> None:
-        for each in sendings:
-            self._sent.pop(each.token, None)
 
     # ------------------------------------------------------------------------------------------------ fetch
 
@@ -358,7 +352,7 @@ class PubSubBroker:
         sendings = list(ours.values())
         await self._send(sendings)
         await self.ack(deliveries)
-        self._forget(sendings)
+        self._sent.forget(each.token for each in sendings)
 
     async def _set_deadlines(self, deliveries: Sequence[Delivery], seconds: int) -> set[Hashable]:
         """The receipts of those that the service says are lost."""
@@ -382,7 +376,7 @@ class PubSubBroker:
         for delivery in deliveries:
             if isinstance(delivery.receipt, Receipt) and self._holding.of(delivery.receipt) is not None:
                 names.setdefault(delivery.receipt.subscription, {})[delivery.receipt] = None
-        await _all(call(name, list(receipts)) for name, receipts in names.items())
+        await all_of(call(name, list(receipts)) for name, receipts in names.items())
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -392,7 +386,7 @@ class PubSubBroker:
     # ------------------------------------------------------------------------------------------------ tend
 
     async def tend(self, queues: Sequence[str]) -> float:
-        return min(await _all(map(self._release, queues)), default=TEND)
+        return min(await all_of(map(self._release, queues)), default=TEND)
 
     async def _release(self, queue: str) -> float:
         """Move what is due to its queue, and keep the rest for longer; returns when (in seconds) to look again."""
@@ -421,11 +415,11 @@ class PubSubBroker:
                 later.setdefault(_hold(left), []).append(message.ack_id)
         self._near[queue] = soon
         sendings = [sending for _, sending in due]
-        await _all(self._link.modify_deadline(name, ack_ids, seconds) for seconds, ack_ids in later.items())
+        await all_of(self._link.modify_deadline(name, ack_ids, seconds) for seconds, ack_ids in later.items())
         await self._send(sendings)
         if due:
             await self._link.acknowledge(name, [message.ack_id for message, _ in due])
-        self._forget(sendings)
+        self._sent.forget(each.token for each in sendings)
         if found:  # the service gives as many at once as it likes
             return 0.0
         return max(0.0, min(TEND, min((_due(each.message) for each in soon), default=math.inf) - self._now()))
@@ -500,8 +494,7 @@ class PubSubBroker:
                 await self._link.acknowledge(letter, [each.ack_id for each, _ in taken])
         finally:
             await self._show_again(_dead_letter(queue), [each for each, entry in found if entry.id not in wanted])
-        for _, entry in taken:
-            self._sent.pop(f"requeued/{entry.id}", None)
+        self._sent.forget(f"requeued/{entry.id}" for _, entry in taken)
         return len(taken)
 
     async def _look_at_dead(self, queue: str, wanted: set[str] | None = None) -> list[tuple[Received, Dead]]:
@@ -670,13 +663,3 @@ def _batches(waiting: Sequence[_Sending]) -> Iterator[Sequence[_Sending]]:
         size += each.post.size
     if batch:
         yield batch
-
-
-async def _all(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Make all of these calls; raises the first error when all have ended."""
-    results: list[T] = []
-    for result in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-        results.append(result)
-    return results

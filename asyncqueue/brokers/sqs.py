@@ -31,6 +31,7 @@ from asyncqueue.connections.aws import (
     parse_url,
 )
 from asyncqueue.connections.envelope import ATTEMPT, BASE64, BURIED_AT, ERROR, NAMES, Envelope, body_of, count, text_of
+from asyncqueue.connections.sending import Sent, all_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.workflow import COMPANION_SUFFIX
 
@@ -123,8 +124,7 @@ class SqsBroker:
         self._clock = clock
         self._is_open = False
         self._held: dict[Hashable, Delivery] = {}
-        # what SQS has of a verb that did not come to its end: when that is repeated, it is not sent again
-        self._sent: dict[str, None] = {}
+        self._sent = Sent()
         self._dead_letters: dict[str, str] = {}
 
     @property
@@ -158,7 +158,7 @@ class SqsBroker:
         held, self._held = list(self._held.values()), {}
         try:
             with suppress(Unavailable, Refused):  # the lease gives back what we now cannot
-                await _all(self.nack(held[start : start + MAX_BATCH]) for start in range(0, len(held), MAX_BATCH))
+                await all_of(self.nack(held[start : start + MAX_BATCH]) for start in range(0, len(held), MAX_BATCH))
         finally:
             self._is_open = False
             await self._link.close()
@@ -192,31 +192,24 @@ class SqsBroker:
             for message in messages
         ]
         await self._send(sendings)
-        self._forget(sendings)
+        self._sent.forget(each.token for each in sendings)
 
     async def _send(self, sendings: Sequence[_Sending]) -> None:
-        """Send those that SQS does not have. What it has is remembered until ``_forget``."""
+        """Send those that SQS does not have. What it has is remembered until the verb ends."""
         queues: dict[str, list[tuple[_Sending, Mapping[str, Any], int]]] = {}
         for each in sendings:
             entry, size = _entry(each)
             if each.token not in self._sent:
                 queues.setdefault(each.queue, []).append((each, entry, size))
-        await _all(self._send_to(queue, waiting) for queue, waiting in queues.items())
+        await all_of(self._send_to(queue, waiting) for queue, waiting in queues.items())
 
     async def _send_to(self, queue: str, waiting: Sequence[tuple[_Sending, Mapping[str, Any], int]]) -> None:
         # one request after the other: in a FIFO queue their order counts
         for batch in _batches(waiting):
             failed = await self._batch(queue, "send_message_batch", [entry for _, entry, _ in batch], create=True)
-            for index, (sending, _, _) in enumerate(batch):
-                if index not in failed:
-                    self._sent[sending.token] = None
-            _keep_newest(self._sent)  # of verbs that nobody repeated
+            self._sent.add(sending.token for index, (sending, _, _) in enumerate(batch) if index not in failed)
             if failed:
                 raise _not_all(f"{self.address}: of {len(batch)} messages for queue {queue!r}", failed)
-
-    def _forget(self, sendings: Sequence[_Sending]) -> None:
-        for each in sendings:
-            self._sent.pop(each.token, None)
 
     # ------------------------------------------------------------------------------------------------ fetch
 
@@ -227,7 +220,8 @@ class SqsBroker:
         found = await self._receive(queue, limit, seconds, self._lease, create=True)
         deliveries = [_delivery(queue, message) for message in found]
         self._held.update((delivery.receipt, delivery) for delivery in deliveries)
-        _keep_newest(self._held)  # nobody tells us what was lost: its time ends by itself
+        while len(self._held) > _REMEMBERED:  # nobody tells us what was lost: its time ends by itself
+            del self._held[next(iter(self._held))]
         return deliveries
 
     async def _receive(
@@ -289,7 +283,7 @@ class SqsBroker:
         sendings = [sending(delivery) for delivery in ours.values()]
         await self._send(sendings)
         await self.ack(list(ours.values()))
-        self._forget(sendings)
+        self._sent.forget(each.token for each in sendings)
         self._let_go(deliveries)
 
     async def _hide(self, deliveries: Sequence[Delivery], seconds: int) -> set[Hashable]:
@@ -312,7 +306,7 @@ class SqsBroker:
         queues: dict[str, dict[Hashable, Delivery]] = {}
         for delivery in deliveries:
             queues.setdefault(delivery.queue, {})[delivery.receipt] = delivery
-        await _all(call(queue, list(some.values())) for queue, some in queues.items())
+        await all_of(call(queue, list(some.values())) for queue, some in queues.items())
 
     def _let_go(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -377,7 +371,7 @@ class SqsBroker:
             sendings = [_Sending(queue, entry.id, entry.body, group=entry.id) for _, entry in some]
             await self._send(sendings)
             await self.ack([delivery for delivery, _ in some])
-            self._forget(sendings)
+            self._sent.forget(each.token for each in sendings)
 
         return await self._take_dead(queue, ids, send)
 
@@ -405,7 +399,7 @@ class SqsBroker:
         found = await self._look_at_dead(queue, wanted)
         chosen = [each for each in found if each[1].id in wanted]
         try:
-            await _all(take_ours(chosen[start : start + MAX_BATCH]) for start in range(0, len(chosen), MAX_BATCH))
+            await all_of(take_ours(chosen[start : start + MAX_BATCH]) for start in range(0, len(chosen), MAX_BATCH))
         finally:
             await self._hide([delivery for delivery, entry in found if entry.id not in wanted], 0)
         return count
@@ -671,16 +665,3 @@ def _batches(
         size += each[2]
     if batch:
         yield batch
-
-
-def _keep_newest(remembered: dict[Any, Any]) -> None:
-    while len(remembered) > _REMEMBERED:
-        del remembered[next(iter(remembered))]
-
-
-async def _all(calls: Iterable[Awaitable[None]]) -> None:
-    """Make all of these calls; raises the first error when all have ended."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
