@@ -104,7 +104,7 @@ class LeaseKeeper:
             self._ready.set()
 
     async def _glance(self) -> None:
-        """Tell what was lost, by the broker that holds it: its answer needs no round trip."""
+        """Tell what was lost, by the broker itself: what it holds may belong to a connection of its own."""
         while True:
             await asyncio.sleep(_GLANCE)
             held = list(self._held.values())
