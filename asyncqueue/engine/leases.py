@@ -23,6 +23,9 @@ from asyncqueue.errors import AsyncQueueError
 
 _BEATS_PER_LEASE = 5
 _PULSE = 1.0
+_PARTS_AT_ONCE = 8
+"""How many requests one beat has under way, where a service takes few deliveries in each."""
+
 _GLANCE = 1.0
 """How often (seconds) a broker without leases is asked what is lost."""
 
@@ -136,18 +139,28 @@ class LeaseKeeper:
         held = list(self._held.values())
         if twin is None or not held:
             return True
+        at_once = asyncio.Semaphore(_PARTS_AT_ONCE)
+
+        async def extend(part: Sequence[Delivery]) -> bool:
+            async with at_once:
+                return await self._extend_part(twin, owner, part)
+
+        done = await asyncio.gather(*(extend(part) for part in parts(held, twin.capabilities.max_batch)))
+        return all(done)
+
+    async def _extend_part(self, twin: Broker, owner: asyncio.AbstractEventLoop, part: Sequence[Delivery]) -> bool:
+        """Whether these were extended. What the service refuses to one part concerns no other."""
         try:
             await twin.open()
-            for part in parts(held, twin.capabilities.max_batch):
-                lost = await twin.extend(part)
-                if lost:
-                    _call(owner, functools.partial(self._lost, tuple(lost)))
+            lost = await twin.extend(part)
         except AsyncQueueError:
             return False  # the worker's own calls tell the world that the store is away
         except Exception as exc:  # no driver should; but if this thread ended, every lease would, without a word
             context = {"message": "leases could not be extended", "exception": exc}
             _call(owner, functools.partial(owner.call_exception_handler, context))
             return False
+        if lost:
+            _call(owner, functools.partial(self._lost, tuple(lost)))
         return True
 
     def _ask_for_a_turn(self, owner: asyncio.AbstractEventLoop) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from asyncqueue.brokers.base import Delivery, Message
+from asyncqueue.brokers.base import Capabilities, Delivery, Message
 from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.brokers.sqlite import SqliteBroker
 from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.engine.leases import LeaseKeeper
+from asyncqueue.errors import Refused
 from asyncqueue.testing import Faults, with_faults
 
 LEASE = 1.5
@@ -139,4 +141,35 @@ async def test_without_leases_what_is_no_longer_ours_is_told_all_the_same() -> N
     await keeper.stop()
     assert "test_without_leases" in blocked[0]
     await other.close()
+    await broker.close()
+
+
+async def test_what_is_refused_to_one_part_keeps_no_other_from_being_extended() -> None:
+    extended: list[str] = []
+
+    class InParts(MemoryBroker):
+        """Two to a request, of which those of one queue are refused."""
+
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, max_batch=2)
+
+        async def extend(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+            if any(each.queue == "forbidden" for each in deliveries):
+                raise Refused("no right to extend")
+            extended.extend(each.body.decode() for each in deliveries)
+            return await super().extend(deliveries)
+
+    broker = InParts(lease=LEASE)
+    keeper = LeaseKeeper(broker, clock=SYSTEM_CLOCK, lost=lambda lost: None, blocked=lambda seconds, stack: None)
+    await broker.open()
+    names = [f"task_{number}" for number in range(6)]
+    await broker.publish([Message(b"x", "forbidden", "task_x")])
+    await broker.publish([Message(name.encode(), "q", name) for name in names])
+    keeper.hold([*await broker.fetch("forbidden", 1, 1), *await broker.fetch("q", 6, 1)])
+    keeper.start()
+    async with asyncio.timeout(30):
+        while not set(names[1:]) <= set(extended):
+            await asyncio.sleep(0.01)
+    await keeper.stop()
     await broker.close()
