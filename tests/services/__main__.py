@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.services import VARIABLES
@@ -36,16 +37,22 @@ def install() -> int:
     """Install what is missing; 0 when the tests can go on (at home they skip what is missing)."""
     if _missing_programs() and os.geteuid() == 0 and shutil.which("apt-get"):
         _apt_install([program.package for program in _missing_programs()])
-    for fetched in FETCHED:
-        if not fetched.is_here:
-            try:
-                fetched.fetch()
-            except ServiceMissing as exc:
-                print(exc, file=sys.stderr)
+    with ThreadPoolExecutor() as pool:  # one waits for the network while another compiles
+        for trouble in pool.map(_trouble_with, [fetched for fetched in FETCHED if not fetched.is_here]):
+            if trouble:
+                print(trouble, file=sys.stderr)
     if not _is_anything_missing():
         return 0
     status()
     return 1 if os.environ.get("CI") == "true" else 0
+
+
+def _trouble_with(fetched: Fetched) -> str:
+    try:
+        fetched.fetch()
+    except ServiceMissing as exc:
+        return str(exc)
+    return ""
 
 
 def _missing_programs() -> list[Program]:
