@@ -269,6 +269,7 @@ async def test_sentinels_that_are_all_away_are_named() -> None:
 # ------------------------------------------------------------------------------------------------- sentinels
 
 
+@pytest.mark.long
 async def test_a_fail_over_by_hand_is_followed_by_what_is_connected(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
