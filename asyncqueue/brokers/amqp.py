@@ -17,7 +17,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
@@ -308,7 +308,9 @@ class AmqpBroker:
         if limit <= 0:
             return ()
         intake = self._intakes.setdefault(queue, _Intake())
-        fetching = asyncio.create_task(self._take(queue, intake, min(limit, MAX_BATCH), wait))
+        fetching = self._own(
+            asyncio.create_task(self._take(queue, intake, min(limit, MAX_BATCH), wait, intake.asked_to_leave))
+        )
         try:
             # a request that is broken off would take the channel with it, and all that it holds
             return await asyncio.shield(fetching)
@@ -329,17 +331,18 @@ class AmqpBroker:
         with suppress(AsyncQueueError):  # then it goes back with its channel
             await self._nack(await fetching, 0.0)
 
-    async def _take(self, queue: str, intake: _Intake, limit: int, wait: float) -> Sequence[Delivery]:
-        leaving = intake.asked_to_leave
+    async def _take(
+        self, queue: str, intake: _Intake, limit: int, wait: float, leaving: asyncio.Event
+    ) -> Sequence[Delivery]:
         async with intake.fetching:
             if leaving.is_set():
                 return ()
             ends_at = asyncio.get_running_loop().time() + wait
             channel = await self._intake_channel(queue, intake)
             if self._prefetch:
-                held_anew = 0 if intake.anew is None else intake.anew.count
-                limit = min(limit, await channel.room(self._prefetch - held_anew, wait))
-            if limit <= 0:
+                held_anew = 0 if intake.anew is None else intake.anew.channel.count
+                limit = min(limit, await channel.room(self._prefetch - held_anew, wait, leaving))
+            if limit <= 0 or leaving.is_set():
                 return ()
             arrived = await self._attend(queue, intake, channel, limit, ends_at)
             return [self._delivery(queue, channel, message) for message in arrived]
@@ -413,11 +416,14 @@ class AmqpBroker:
 
     async def _through(self, owner: AmqpBroker, work: Coroutine[Any, Any, T]) -> T:
         """Have it done in the loop that the channel belongs to."""
-        if owner._loop is asyncio.get_running_loop():
+        loop = owner._loop
+        if loop is asyncio.get_running_loop():
             return await work
-        assert owner._loop is not None
+        if loop is None:  # in its own thread, it was closed just now
+            work.close()
+            raise Unavailable("the broker that holds these deliveries has left")
         try:
-            doing = asyncio.run_coroutine_threadsafe(work, owner._loop)
+            doing = asyncio.run_coroutine_threadsafe(work, loop)
         except RuntimeError as exc:  # its loop is closed, and its channels with it
             work.close()
             raise Unavailable("the loop of the broker that holds these deliveries is closed") from exc
@@ -505,34 +511,50 @@ class AmqpBroker:
         Who dies meanwhile leaves both, and never none; a copy that comes back tells that it was shown before.
         """
         self._moved = {first: now for first, now in self._moved.items() if self._has(now)}
-        route = self._topology.held_anew(queue, self._id)
+        async with self._intakes[queue].renewing:
+            anew = await self._anew(queue)
+            with channel.claimed(old) as tags:
+                receipts = {tag: old[tag].receipt for tag in tags}
+                coming: dict[int, asyncio.Future[int]] = {}
+                there: dict[int, int] = {}
+                self._renewing.update(receipts.values())
+                try:
+                    parcels: list[_Parcel] = []
+                    for tag in tags:
+                        properties = _copied(channel.message(tag), old[tag])
+                        parcels.append(_Parcel(anew.route, old[tag].body, properties, anew.route.routing_key))
+                        coming[tag] = anew.copies.expect(properties.message_id)
+                    if coming:  # else somebody is about to settle them all
+                        await self._send(parcels)
+                        await asyncio.wait(coming.values(), timeout=self._access.reply_timeout)
+                    there = {
+                        tag: each.result()
+                        for tag, each in coming.items()
+                        if each.done() and not each.cancelled() and channel.has(tag)
+                    }
+                    for tag, new in there.items():
+                        self._moved[receipts[tag]] = (self._id, anew.channel.number, new)
+                    await channel.ack_claimed(there)
+                finally:
+                    for tag, each in coming.items():
+                        if tag not in there:
+                            anew.copies.refuse(each)  # the first one is not acked
+                    self._renewing.difference_update(receipts.values())
+                    self._renewed.set()
+
+    async def _anew(self, queue: str) -> _Anew:
+        """Where what came from a queue is held anew, ready to take copies."""
         intake = self._intakes[queue]
-        if intake.anew is None or not intake.anew.is_open or intake.copies.were_ended:
+        if intake.anew is None or not intake.anew.channel.is_open or intake.anew.copies.were_ended:
+            channel = await self._new_channel(is_private=True)
+            # a name for each channel: what one gave back must not come to the next, where nobody waits for it
+            route = self._topology.held_anew(queue, f"{self._id}.{channel.number}")
             await self._inlets.ensure(route.needs)
-            intake.anew, intake.copies = await self._new_channel(is_private=True), Copies()
-            await intake.anew.attach(route.routing_key, f"{self._id}.{intake.anew.number}", 0, intake.copies)
-        with channel.claimed(old) as tags:
-            receipts = {tag: old[tag].receipt for tag in tags}
-            coming: dict[int, asyncio.Future[int]] = {}
-            self._renewing.update(receipts.values())
-            try:
-                parcels: list[_Parcel] = []
-                for tag in tags:
-                    properties = _copied(channel.message(tag), old[tag])
-                    parcels.append(_Parcel(route, old[tag].body, properties, route.routing_key))
-                    coming[tag] = intake.copies.expect(properties.message_id)
-                if coming:  # else somebody is about to settle them all
-                    await self._send(parcels)
-                    await asyncio.wait(coming.values(), timeout=self._access.reply_timeout)
-                there = {tag: each.result() for tag, each in coming.items() if each.done() and not each.cancelled()}
-                for tag, new in there.items():
-                    self._moved[receipts[tag]] = (self._id, intake.anew.number, new)
-                await channel.ack_claimed(there)
-            finally:
-                for each in coming.values():
-                    each.cancel()  # what comes later is not waited for, and goes back when we leave
-                self._renewing.difference_update(receipts.values())
-                self._renewed.set()
+            copies = Copies(lambda tag: self._own(asyncio.create_task(channel.ack([tag]))))
+            await channel.attach(route.routing_key, f"{self._id}.{channel.number}", 0, copies)
+            # declared here alone: a copy that is sent to another server than this one comes back as an error
+            intake.anew = _Anew(channel, copies, replace(route, needs=()))
+        return intake.anew
 
     def _has(self, receipt: _Receipt) -> bool:
         channel = self._channels.get(receipt[1])
@@ -657,8 +679,8 @@ class _Intake:
         self.channel: Holding | None = None
         self.arrivals = Arrivals()
         self.asked_to_leave = asyncio.Event()
-        self.anew: Holding | None = None
-        self.copies = Copies()
+        self.renewing = asyncio.Lock()
+        self.anew: _Anew | None = None
         self.renew_again_at = 0.0
 
     def leave(self) -> None:
@@ -666,6 +688,17 @@ class _Intake:
         self.asked_to_leave.set()
         self.asked_to_leave = asyncio.Event()
         self.arrivals.leave()
+        if self.channel is not None:
+            self.channel.stir()
+
+
+@dataclass(frozen=True, slots=True)
+class _Anew:
+    """Where copies of what was held for long are taken and held: a channel that consumes from a queue of its own."""
+
+    channel: Holding
+    copies: Copies
+    route: Route
 
 
 class _Reading:

@@ -48,6 +48,7 @@ for _library in ("aio_pika", "aiormq"):
         logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 _CLOSE_TIMEOUT = 2.0
+_MAX_NAME = 255
 _FORMS = {
     "amqp": "amqp://[user:password@]host[:port][/vhost]",
     "amqps": "amqps://[user:password@]host[:port][/vhost][?cafile=FILE&certfile=FILE&keyfile=FILE]",
@@ -136,6 +137,7 @@ class AmqpLink:
         self._connection: _Connection | None = None
         self._transport: _Transport | None = None
         self._first = 0
+        self._is_left = False
 
     @property
     def where(self) -> str:
@@ -152,10 +154,13 @@ class AmqpLink:
     async def reach(self) -> None:
         """See to it that there is a connection. Raises ``Unavailable`` or ``Refused``."""
         async with self._connecting:
-            if not self.is_open:
+            if not self.is_open and not self._is_left:
                 self.abandon()
                 self._connection = await self._connect()
                 self.generation += 1
+            if self._is_left:  # maybe while we were connecting
+                self.abandon()
+                raise Unavailable(f"RabbitMQ at {self.where}: the broker was closed")
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """A channel of one's own. Raises ``Unavailable`` or ``Refused``."""
@@ -237,7 +242,8 @@ class AmqpLink:
             transport.abort()
 
     async def close(self) -> None:
-        """Take leave, shortly; what the server sends no more goes back to its queue. Twice is no harm."""
+        """Take leave for good, shortly; what was not settled goes back to its queue. Twice is no harm."""
+        self._is_left = True
         connection, transport = self._connection, self._transport
         if connection is not None:
             # what is wrong with a connection that is being given up is of no interest
@@ -335,6 +341,11 @@ def _lasting(needs: Sequence[Declaration]) -> Iterator[tuple[Declaration, float]
 
 
 async def _declare(channel: Channel, what: Declaration) -> None:
+    for name in what.key:
+        if len(name.encode()) > _MAX_NAME:
+            raise Refused(
+                f"RabbitMQ allows names of {_MAX_NAME} bytes, and {name!r} is longer: shorten the queue's name"
+            )
     match what:
         case Exchange(name, kind):
             await channel.exchange_declare(name, exchange_type=kind, durable=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import aiormq
@@ -65,14 +65,19 @@ class Holding:
         """For how long (seconds) that is held."""
         return asyncio.get_running_loop().time() - self._shown_at[tag]
 
-    async def room(self, most: int, wait: float) -> int:
-        """How many more may be held where ``most`` may, waiting up to ``wait`` seconds for there to be room."""
+    async def room(self, most: int, wait: float, leaving: asyncio.Event) -> int:
+        """How many more may be held where ``most`` may, waiting up to ``wait`` seconds for there to be room, or until
+        whoever asks is ``leaving``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                while self.is_open and len(self._shown) >= most:
+                while self.is_open and len(self._shown) >= most and not leaving.is_set():
                     self._settled.clear()
                     await self._settled.wait()
         return most - len(self._shown)
+
+    def stir(self) -> None:
+        """Who waits for room looks again."""
+        self._settled.set()
 
     async def attach(self, queue: str, tag: str, limit: int, arrivals: Arrivals) -> None:
         """Begin to consume, ``limit`` messages at most; 0: any number."""
@@ -196,10 +201,14 @@ class Arrivals:
 
 
 class Copies(Arrivals):
-    """What comes to a consumer that stays attached: copies that are waited for, each by its id."""
+    """What comes to a consumer that stays attached: copies that are waited for, each by its id.
 
-    def __init__(self) -> None:
+    ``drop`` is told the tag of a copy that nobody needs any more.
+    """
+
+    def __init__(self, drop: Callable[[int], object]) -> None:
         super().__init__()
+        self._drop = drop
         self._awaited: dict[str, asyncio.Future[int]] = {}
 
     def expect(self, message_id: str) -> asyncio.Future[int]:
@@ -210,8 +219,15 @@ class Copies(Arrivals):
 
     def add(self, message: DeliveredMessage) -> None:
         future = self._awaited.get(message.header.properties.message_id or "")
-        if future is not None and not future.done():
+        if future is None or future.done():
+            self._drop(tag_of(message))
+        else:
             future.set_result(tag_of(message))
+
+    def refuse(self, future: asyncio.Future[int]) -> None:
+        """This copy is not needed, be it there or still to come."""
+        if not future.cancel() and not future.cancelled():
+            self._drop(future.result())
 
     def end(self) -> None:
         super().end()

@@ -160,11 +160,13 @@ class Topology:
         return Route("", name, (Queue(name, kept if self.is_quorum else {}),))
 
     def held_anew(self, queue: str, owner: str) -> Route:
-        """To a queue of one worker, for a message that it has held for long and means to keep. When the worker is gone,
+        """To a queue of one channel, for a message that is held for long and is to be kept. When the channel is gone,
         what it has not settled goes back to where it came from, and then the queue goes."""
         name, direct = self.name(queue), self.route(queue)
         back = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name, "x-message-ttl": _BACK_AFTER * 1000}
-        kind = {"x-queue-type": "quorum"} if self.is_quorum else {}
+        # a classic queue knows no better way to hand on than once
+        surely = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+        kind = {"x-queue-type": "quorum", **surely} if self.is_quorum else {}
         mine = Queue(f"{name}.held.{owner}", kind | back | {"x-expires": _UNUSED * 1000}, expires_in=_UNUSED)
         return Route("", mine.name, (*direct.needs, mine))
 

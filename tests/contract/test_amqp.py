@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -328,6 +326,17 @@ async def test_a_queue_with_other_arguments_is_refused_and_the_argument_is_named
         assert names(await fetched(different, queue="another")) == ["c"], "other queues go on"
 
 
+async def test_a_queue_with_too_long_a_name_is_refused_and_the_bound_is_named(broker: AmqpBroker) -> None:
+    long = "q" * 245  # itself it may stand, but not what delays for it
+    await broker.publish([message("a", long)])
+    for queue, not_before in (("q" * 256, None), (long, time.time() + 30), (long, time.time() + 7_200)):
+        with pytest.raises(Refused, match=r"255 bytes.*qqq"):
+            await broker.publish([message("b", queue, not_before=not_before)])
+    with pytest.raises(Refused, match="255 bytes"):
+        await broker.fetch("q" * 256, 1, 0)
+    assert names(await fetched(broker, queue=long)) == ["a"]
+
+
 async def test_an_exchange_of_another_type_is_refused_and_the_argument_is_named(
     broker: AmqpBroker, amqp_url: str
 ) -> None:
@@ -527,6 +536,17 @@ async def test_a_bound_of_held_messages_counts_those_that_are_held_anew(amqp_url
         assert names(await fetched(broker)) == ["m3"]
 
 
+async def test_a_fetch_that_waits_for_room_ends_when_the_broker_is_closed(amqp_url: str) -> None:
+    async with asyncio.timeout(PATIENCE), opened(AmqpBroker(amqp_url, prefetch=1)) as broker:
+        await broker.publish([message("a")])
+        await fetched(broker)
+        waiting = asyncio.create_task(broker.fetch("q", 1, 10 * PATIENCE))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await broker.close()
+        assert list(await waiting) == []
+
+
 async def test_a_connection_that_the_server_closes_costs_what_it_held_and_nothing_more(
     broker: AmqpBroker, host: Host
 ) -> None:
@@ -588,6 +608,66 @@ async def test_what_was_held_for_long_is_held_anew_and_every_verdict_reaches_it(
         assert once_more.attempt in (2, 3), "RabbitMQ 4 goes on counting where another quorum queue ended"
         await other.ack([once_more])
         assert list(await other.fetch("q", 10, 0.1)) == []
+
+
+async def test_what_is_held_anew_twice_at_once_is_there_once(amqp_url: str) -> None:
+    async with opened(AmqpBroker(amqp_url)) as other:
+        async with opened(AmqpBroker(amqp_url, renew_after=0.0)) as broker:
+            await broker.publish([message(f"m{number}") for number in range(6)])
+            taken = await fetched(broker, 6)
+            assert await asyncio.gather(*(broker.extend([each]) for each in taken)) == [[]] * 6
+            await broker.ack(taken)
+            assert list(await broker.extend(taken)) == taken
+        assert names(await other.fetch("q", 10, 3.0)) == [], "what is left would come back in two seconds"
+
+
+async def test_a_copy_whose_confirmation_was_lost_is_dropped_and_the_first_one_is_kept(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(AmqpBroker(amqp_url)) as other:
+        async with opened(AmqpBroker(amqp_url, renew_after=0.0)) as broker:
+            await broker.publish([message("a")])
+            taken = await fetched(broker)
+            send = broker._send
+
+            async def send_and_fail(parcels: Any) -> None:
+                await send(parcels)
+                raise Unavailable("the confirmation was lost")
+
+            monkeypatch.setattr(broker, "_send", send_and_fail)
+            assert list(await broker.extend(taken)) == []
+            await broker.ack(taken)
+        assert names(await other.fetch("q", 10, 3.0)) == [], "what is left would come back in two seconds"
+
+
+async def test_nothing_is_copied_to_another_server_than_the_one_that_holds_it(
+    amqp_url: str, own_server: RabbitServer
+) -> None:
+    async with opened(AmqpBroker(amqp_url, renew_after=0.0), AmqpBroker(own_server.url)) as (broker, elsewhere):
+        await broker.publish([message("a", "here")])
+        taken = await fetched(broker, queue="here")
+        # as after a fail-over of the one connection alone, between servers that are no cluster
+        broker._publishing.abandon()
+        broker._publishing.access = elsewhere._publishing.access
+        assert list(await broker.extend(taken)) == []
+        assert names(await elsewhere.fetch("here", 10, 3.0)) == [], "a copy would come back in two seconds"
+        await broker.ack(taken)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5, 25, 125])
+async def test_a_fetch_that_is_under_way_while_the_broker_is_closed_keeps_nothing(turns: int, amqp_url: str) -> None:
+    async with opened(AmqpBroker(amqp_url)) as other:
+        async with asyncio.timeout(PATIENCE / 2), opened(AmqpBroker(amqp_url)) as broker:
+            link = broker._consuming
+            fetching = asyncio.create_task(broker.fetch("q", 1, 10 * PATIENCE))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await broker.close()
+            await asyncio.wait({fetching})
+        assert fetching.exception() is not None or fetching.result() in ((), [])
+        assert not link.is_open
+        await other.publish([message("a")])
+        assert names(await fetched(other)) == ["a"]
 
 
 async def test_nothing_is_lost_while_no_server_is_there_to_give_it_to_others(
@@ -690,13 +770,13 @@ async def test_a_server_that_stands_still_is_noticed_by_the_next_call(own_server
     server = own_server
     async with opened(AmqpBroker(server.url, reply_timeout=3.0, connect_timeout=3.0)) as broker:
         await at_last(lambda: broker.publish([message("a", "still")]))
-        os.kill(server.pid, signal.SIGSTOP)
+        await asyncio.to_thread(server.suspend)
         try:
             for verb in (lambda: broker.publish([message("b", "still")]), lambda: broker.fetch("still", 1, 0.1)):
                 with pytest.raises(Unavailable):
                     await verb()
         finally:
-            os.kill(server.pid, signal.SIGCONT)
+            server.resume()
         while names(await fetched(broker, queue="still")) != ["a"]:
             pass  # "b" may be there or not: nobody has confirmed it
 

@@ -182,8 +182,10 @@ class Server(ABC):
         self._end(signal.SIGKILL)
 
     def suspend(self) -> None:
-        """SIGSTOP: it keeps its connections, and answers nothing."""
+        """SIGSTOP, and wait until all of it stands still: it keeps its connections, and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
+        # the signal returns before the threads have stopped, which on a busy machine may answer for a while
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """It goes on after ``suspend``."""
