@@ -307,7 +307,7 @@ class RedisBroker:
 
     def _is_beside(self, queue: str, key: Word) -> bool:
         """Whether a queue is in the slot of a key."""
-        return len(self._link.parts((queue, key))) == 1
+        return not self._is_spread or len(self._link.parts((queue, key))) == 1
 
     def _delayed_in(self, key: Word) -> Word:
         """The delayed set, or where that is in another slot what takes its place among the keys of a script."""
