@@ -4,8 +4,8 @@ VENV := $(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv)
 DEMO_VENV := $(VENV)-demo
 SHELL := /bin/bash
 ARGS :=
-# tests wait more than they compute: one more process than the smallest machine has cores
-PROCESSES := 3
+# tests wait more than they compute: two more processes than the smallest machine has cores
+PROCESSES := 4
 PYTEST = $(VENV)/bin/python -m pytest -n $(PROCESSES) --dist worksteal
 
 help:            ## this list

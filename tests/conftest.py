@@ -263,6 +263,12 @@ def lone_redis_url(start_server: StartServer) -> str:
 
 
 @pytest.fixture
+def redis_socket_url(start_server: StartServer) -> str:
+    """``redis+socket://…``: an empty Redis of this test's own."""
+    return start_server(RedisServer()).socket_url
+
+
+@pytest.fixture
 def redis_server(start_server: StartServer) -> RedisServer:
     """A Redis of this test's own, to kill and restart: what it confirmed is on disk (``appendfsync always``)."""
     return start_server(RedisServer(fsync="always"))

@@ -3,10 +3,10 @@
 Pure: which declarations a queue or a delay needs, and where a message is published. Machinery declares the same, so
 that its publishers and workers share all of it; what is ours alone has names of its own.
 
-A delay of up to a minute waits in a queue of Machinery's form, ``delay.<ms>.<exchange>.<key>``, for whole seconds: at
-most sixty for each key, and they delete themselves. A longer one is written in digits to the base of 16, one for each
-level, and passes a queue for each digit that is not 0: ``<exchange>.delay.<seconds>``. These few serve all keys: the
-digits and the name of the queue travel in the routing key.
+A delay of ten seconds to a minute waits in a queue of Machinery's form, ``delay.<ms>.<exchange>.<key>``, for whole
+seconds: at most 51 for each key, and they delete themselves. Any other is written in digits to the base of 16, one
+for each level, and passes a queue for each digit that is not 0: ``<exchange>.delay.<seconds>``. These few serve all
+keys, and stay: the digits and the name of the queue travel in the routing key.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SHORT = 60
-"""The longest delay (seconds) that waits in a queue of Machinery's form."""
+SHORT = range(10, 61)
+"""The delays (seconds) that wait in a queue of Machinery's form. It is gone after twice its delay without use: that of
+a shorter one might be gone before a slow server, or a slow sender, has put the message into it."""
 
 BASE = 16
 LEVELS = 6
@@ -145,7 +146,7 @@ class Topology:
             return direct
         if self.delayed_queue and self.name(queue) == self.default_queue:
             return self._through(self.delayed_queue, direct, {}, expiration=math.ceil(delay * 1000))
-        if seconds <= SHORT:
+        if seconds in SHORT:
             milliseconds = seconds * 1000
             name = f"delay.{milliseconds}.{self.exchange}.{direct.routing_key}"
             times = {"x-message-ttl": milliseconds, "x-expires": 2 * milliseconds}

@@ -63,12 +63,6 @@ class OfLock(OfRedis):
         return RedisLock(self.nobody(), **self.options)
 
 
-@pytest.fixture
-def redis_socket_url(start_server: StartServer) -> str:
-    """``redis+socket://…``: an empty Redis of this test's own."""
-    return start_server(RedisServer()).socket_url
-
-
 # ------------------------------------------------------------------------------------------------- a cluster
 
 
@@ -111,7 +105,6 @@ class TestClusterTurnLock(OnCluster, OfLock, TurnLockContract):
 # ------------------------------------------------------------------------------- a master that sentinels watch
 
 
-@pytest.mark.long
 class OnSentinel(Suite):
     """An empty database of the master for each test."""
 
@@ -160,7 +153,6 @@ class TestSentinelTurnLock(OnSentinel, OfLock, TurnLockContract):
 # ------------------------------------------------------------------------------------- another server version
 
 
-@pytest.mark.long
 class OnValkey(Suite):
     """An empty database of a Valkey for each test."""
 
@@ -206,7 +198,6 @@ class TestValkeyTurnLock(OnValkey, OfLock, TurnLockContract):
 # ----------------------------------------------------------------------------------------- TLS, a unix socket
 
 
-@pytest.mark.long
 class OnTls(Suite):
     """An empty database behind TLS for each test."""
 
@@ -245,7 +236,6 @@ class TestTlsLock(OnTls, OfLock, LockContract):
     pass
 
 
-@pytest.mark.long
 class OnSocket(Suite):
     """An empty database behind a unix socket for each test."""
 

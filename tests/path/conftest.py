@@ -16,6 +16,8 @@ KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
 FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
+FORMS = ("socket", "tls", "sentinel")
+"""Other ways to one Redis."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
 
 
@@ -49,21 +51,21 @@ def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*KINDS, *FAR, "eager"))
+@pytest.fixture(params=(*KINDS, *FAR, *FORMS, "eager"))
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     """As ``everywhere``, and eager too."""
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*KINDS, *FAR))
+@pytest.fixture(params=(*KINDS, *FAR, *FORMS))
 def everywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     """As ``stores``, and on every other broker."""
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=FAR)
+@pytest.fixture(params=(*FAR, *(pytest.param(kind, marks=pytest.mark.long) for kind in FORMS)))
 def far(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """The URLs of a broker that is a service of its own kind, and of a backend."""
+    """The URLs of a broker that is a service of its own kind, and of a backend; other ways to one Redis take long."""
     return stores_of(request.param, request, tmp_path)
 
 
@@ -96,6 +98,12 @@ def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stor
             return Stores(kind, url, url)
         case "sentinel":
             url = request.getfixturevalue("redis_sentinel_url")
+            return Stores(kind, url, url)
+        case "tls":
+            url = request.getfixturevalue("redis_tls_url")
+            return Stores(kind, url, url)
+        case "socket":
+            url = request.getfixturevalue("redis_socket_url")
             return Stores(kind, url, url)
         case "redis+sqlite":
             return Stores(kind, request.getfixturevalue("redis_url"), sqlite)

@@ -236,7 +236,8 @@ async def test_a_watch_is_told_again_after_the_connection_that_reads_was_lost(
     lone_redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A balancer that forgets idle connections tells neither end; the one that only listens would never notice."""
-    monkeypatch.setattr("asyncqueue.connections.redis_tracking.TOLD", (1_000.0, 1_000.0))  # nobody looks without being told
+    # nobody looks without being told
+    monkeypatch.setattr("asyncqueue.connections.redis_tracking.TOLD", (1_000.0, 1_000.0))
     backend = RedisBackend(lone_redis_url)
     await backend.open()
     async with Redis.from_url(lone_redis_url, protocol=2) as redis:
