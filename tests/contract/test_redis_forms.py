@@ -21,8 +21,7 @@ from asyncqueue.testing import (
     TurnLockContract,
 )
 from asyncqueue.testing.suite import Suite
-from tests.conftest import StartServer
-from tests.services import RedisServer, free_port
+from tests.services import free_port
 
 LEASE = 2.0
 KEPT = 3600.0
