@@ -28,7 +28,7 @@ DRIVERS = (
 )
 """The columns, by their names in the classes of contract pages and in the kinds of stores."""
 
-KINDS = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far")
+KINDS = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far", "each_broker")
 """The parameters of path tests whose value is a kind of stores: ``broker`` or ``broker+backend``."""
 
 FEWEST = 4

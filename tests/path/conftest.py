@@ -69,10 +69,16 @@ def far(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
+@pytest.fixture(params=("memory", "sqlite", "redis", *FAR))
+def each_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    """The URLs of each broker, and of one backend with it."""
+    return stores_of(request.param, request, tmp_path)
+
+
 @pytest_asyncio.fixture
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Makes servers on the pair that the test asks for; closes them at its end."""
-    names = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far")
+    names = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far", "each_broker")
     asked = next(name for name in names if name in request.fixturenames)
     bench = Bench(request.getfixturevalue(asked))
     yield bench
