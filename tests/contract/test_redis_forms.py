@@ -170,10 +170,12 @@ class TestValkeyInspector(OnValkey, OfRedis, InspectorContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyBackend(OnValkey, OfBackend, BackendContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyGroups(OnValkey, OfBackend, GroupContract):
     pass
 
@@ -182,14 +184,17 @@ class TestValkeyJoint(OnValkey, OfRedis, JointContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyJointGroups(OnValkey, OfRedis, JointGroupContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyLock(OnValkey, OfLock, LockContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyTurnLock(OnValkey, OfLock, TurnLockContract):
     pass
 
@@ -215,10 +220,12 @@ class TestTlsInspector(OnTls, OfRedis, InspectorContract):
     pass
 
 
+@pytest.mark.long
 class TestTlsBackend(OnTls, OfBackend, BackendContract):
     pass
 
 
+@pytest.mark.long
 class TestTlsGroups(OnTls, OfBackend, GroupContract):
     pass
 
@@ -227,10 +234,12 @@ class TestTlsJoint(OnTls, OfRedis, JointContract):
     pass
 
 
+@pytest.mark.long
 class TestTlsJointGroups(OnTls, OfRedis, JointGroupContract):
     pass
 
 
+@pytest.mark.long
 class TestTlsLock(OnTls, OfLock, LockContract):
     pass
 
@@ -253,10 +262,12 @@ class TestSocketInspector(OnSocket, OfRedis, InspectorContract):
     pass
 
 
+@pytest.mark.long
 class TestSocketBackend(OnSocket, OfBackend, BackendContract):
     pass
 
 
+@pytest.mark.long
 class TestSocketGroups(OnSocket, OfBackend, GroupContract):
     pass
 
@@ -265,9 +276,11 @@ class TestSocketJoint(OnSocket, OfRedis, JointContract):
     pass
 
 
+@pytest.mark.long
 class TestSocketJointGroups(OnSocket, OfRedis, JointGroupContract):
     pass
 
 
+@pytest.mark.long
 class TestSocketLock(OnSocket, OfLock, LockContract):
     pass

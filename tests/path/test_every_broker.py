@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from asyncqueue import Server, Worker
 from asyncqueue.engine.context import TaskContext
 from asyncqueue.errors import TaskFailed
-from asyncqueue.result import AsyncResult
-from asyncqueue.signature import Signature, new_task_id
 from tests.path.bench import Bench, Stores, eventually, in_time
 from tests.path.ledger import Ledger
+from tests.path.watching import PATIENCE, all_succeed, has_written_more, more_have_ended, task, until
 from tests.path.workers import Crew, server_with_tasks
 
-PATIENCE = 120.0
 TASKS = 1_000
 REPEATS = {"sqs+redis", "pubsub+redis"}
 """Services that may show a message twice by themselves, whatever becomes of it."""
@@ -53,7 +50,7 @@ async def test_a_worker_killed_in_the_middle_of_a_thousand_tasks_loses_none(
 ) -> None:
     doomed, other = (crew.start(concurrency=10) for _ in range(2))
     results = await server.send_many([task(server, "work", 0.02) for _ in range(TASKS)])
-    await until(partial(_has_written, ledger, doomed.pid, 200))
+    await until(partial(has_written_more, ledger, doomed.pid, 200))
     doomed.kill()
     killed_at = time.time()
     orphans = ledger.open_tasks(doomed.pid)
@@ -76,7 +73,7 @@ async def test_workers_that_are_stopped_under_load_end_everything_once(
     results = await server.send_many([task(server, "work", 0.02) for _ in range(TASKS)])
     for ended in range(100, TASKS, 300):
         worker = crew.start(concurrency=10, grace=10.0)
-        await until(partial(_more_have_ended, ledger, ended))
+        await until(partial(more_have_ended, ledger, ended))
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
         assert ledger.open_tasks(worker.pid) == set()
@@ -170,25 +167,6 @@ async def test_more_work_than_slots_waits_in_the_queue_and_all_of_it_is_done(far
     await nothing_is_left(server)
 
 
-def task(server: Server, name: str, *args: Any) -> Signature:
-    """A signature of one of the workers' tasks."""
-    wire_args, _ = server.registry.get(name).arguments(args, {})
-    return Signature(uuid=new_task_id(), name=name, args=wire_args, headers={})
-
-
-async def all_succeed(results: list[AsyncResult[Any]]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        for each in results:
-            await each.get()
-
-
-async def until(look: Callable[[], object]) -> None:
-    async def ask() -> object:
-        return look()
-
-    await eventually(ask, patience=PATIENCE)
-
-
 async def nothing_is_left(server: Server) -> None:
     """Wait until the queue is empty, and see that so is its dead letter."""
 
@@ -201,11 +179,3 @@ async def nothing_is_left(server: Server) -> None:
         return depth.pending == 0
 
     await eventually(look, patience=PATIENCE)
-
-
-def _has_written(ledger: Ledger, pid: int, lines: int) -> bool:
-    return sum(line.pid == pid for line in ledger.lines()) > lines
-
-
-def _more_have_ended(ledger: Ledger, tasks: int) -> bool:
-    return len(ledger.counts("E")) > tasks

@@ -19,14 +19,13 @@ import pytest
 from asyncqueue import Server
 from asyncqueue.errors import PublishUnknown, Unavailable
 from asyncqueue.result import AsyncResult
-from asyncqueue.signature import Signature, new_task_id
 from asyncqueue.state import State
 from tests.path.bench import Bench, Stores, eventually
 from tests.path.ledger import Ledger
+from tests.path.watching import PATIENCE, all_succeed, has_written_more, more_have_ended, task, until
 from tests.path.workers import CRASHED, Crew, server_with_tasks
 from tests.services import RedisServer
 
-PATIENCE = 120.0
 TASKS = 2_000
 
 pytestmark = pytest.mark.timeout(600)  # processes by the dozen, on a machine that may be busy
@@ -48,37 +47,6 @@ def crew(bench: Bench, ledger: Ledger) -> Iterator[Crew]:
 def server(bench: Bench, ledger: Ledger) -> Server:
     """A server that only sends; it knows the tasks of the workers."""
     return server_with_tasks(bench.server(), ledger)
-
-
-def task(server: Server, name: str, *args: Any, **options: Any) -> Signature:
-    """A signature of one of the workers' tasks."""
-    found = server.registry.get(name)
-    wire_args, _ = found.arguments(args, {})
-    stays = found.options.stop_task_deletion_on_error
-    return Signature(
-        uuid=new_task_id(), name=name, args=wire_args, headers={}, stop_task_deletion_on_error=stays, **options
-    )
-
-
-async def all_succeed(results: list[AsyncResult[Any]]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        for each in results:
-            await each.get()
-
-
-async def until(look: Callable[[], object]) -> None:
-    async def ask() -> object:
-        return look()
-
-    await eventually(ask, patience=PATIENCE)
-
-
-def _more_have_ended(ledger: Ledger, tasks: int) -> bool:
-    return len(ledger.counts("E")) > tasks
-
-
-def _has_written_more(ledger: Ledger, pid: int, lines: int) -> bool:
-    return sum(line.pid == pid for line in ledger.lines()) > lines
 
 
 async def test_a_worker_killed_in_the_middle_of_two_thousand_tasks_loses_none(
@@ -147,10 +115,10 @@ async def test_a_killed_redis_comes_back_and_nothing_is_lost(
             for _ in range(5):
                 group.create_task(send())
             for kills in range(1, 4):
-                await until(partial(_more_have_ended, ledger, 150 * kills))
+                await until(partial(more_have_ended, ledger, 150 * kills))
                 redis_server.kill()
                 await asyncio.to_thread(redis_server.restart)
-            await until(partial(_more_have_ended, ledger, 600))
+            await until(partial(more_have_ended, ledger, 600))
             enough.set()
         await until(lambda: set(sent) <= set(ledger.counts("E")))
         async with asyncio.timeout(PATIENCE):
@@ -182,7 +150,7 @@ async def test_sigterm_under_load_twenty_times(
     worker, following = crew.start(concurrency=10, grace=grace), crew.start(concurrency=10, grace=grace)
     for _ in range(cycles):
         leaving, worker = worker, following
-        await until(partial(_has_written_more, ledger, leaving.pid, 20))
+        await until(partial(has_written_more, ledger, leaving.pid, 20))
         following = crew.start(concurrency=10, grace=grace)
         leaving.signal(signal.SIGTERM)
         codes.append(await leaving.ended())

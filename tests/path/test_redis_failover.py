@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from asyncqueue import Server
 from asyncqueue.errors import Unavailable
-from asyncqueue.signature import Signature, new_task_id
 from tests.conftest import StartServer
-from tests.path.bench import Bench, Stores, eventually
+from tests.path.bench import Bench, Stores
 from tests.path.ledger import Ledger
+from tests.path.watching import all_succeed, more_have_ended, task, until
 from tests.path.workers import Crew, server_with_tasks
 from tests.services import RedisCluster, RedisSentinel, RedisServer
 
-PATIENCE = 60.0
 BEFORE = 300
 """How many tasks end before the master is killed, and how many more after it is back."""
 
@@ -85,7 +82,7 @@ async def _survives(
         async with asyncio.TaskGroup() as tasks:
             for _ in range(5):
                 tasks.create_task(send())
-            await until(partial(_has_ended, ledger, BEFORE))
+            await until(partial(more_have_ended, ledger, BEFORE))
             old = await asyncio.to_thread(master)
             await asyncio.to_thread(old.kill)
             killed_at = time.monotonic()
@@ -93,35 +90,12 @@ async def _survives(
             took = time.monotonic() - killed_at
             await asyncio.to_thread(old.restart)
             ended = len(ledger.counts("E"))
-            await until(partial(_has_ended, ledger, ended + BEFORE))
+            await until(partial(more_have_ended, ledger, ended + BEFORE))
             enough.set()
         await until(lambda: set(sent) <= set(ledger.counts("E")))
-        await _all_have_results(server, sent)
+        await all_succeed(server.result(task_id) for task_id in sent)
         twice = sum(count > 1 for count in ledger.counts("E").values())
         print(f"{stores.kind}: new master after {took:.1f} s; {len(sent)} acknowledged, 0 lost, {twice} ended twice")
     finally:
         crew.stop()
         await bench.close()
-
-
-async def _all_have_results(server: Server, task_ids: Sequence[str]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        for task_id in task_ids:
-            await server.result(task_id).get()
-
-
-def task(server: Server, name: str, *args: Any) -> Signature:
-    wire_args, _ = server.registry.get(name).arguments(args, {})
-    return Signature(uuid=new_task_id(), name=name, args=wire_args, headers={})
-
-
-async def until(look: Callable[[], object]) -> None:
-    async def ask() -> object:
-        return await asyncio.to_thread(look)
-
-    await eventually(ask, patience=PATIENCE)
-
-
-def _has_ended(ledger: Ledger, count: int) -> bool:
-    """Whether more tasks than this have ended."""
-    return len(ledger.counts("E")) > count
