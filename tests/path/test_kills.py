@@ -131,10 +131,11 @@ async def test_a_killed_redis_comes_back_and_nothing_is_lost(
         await bench.close()
 
 
-async def test_sigterm_under_load_twenty_times(
-    shared_store: Stores, bench: Bench, server: Server, crew: Crew, ledger: Ledger
+@pytest.mark.parametrize("cycles", [6, pytest.param(20, marks=pytest.mark.long)])
+async def test_sigterm_under_load_again_and_again(
+    shared_store: Stores, bench: Bench, server: Server, crew: Crew, ledger: Ledger, cycles: int
 ) -> None:
-    grace, cycles = 1.0, 20
+    grace = 1.0
     short: list[AsyncResult[Any]] = []
     enough = asyncio.Event()
 
