@@ -16,9 +16,9 @@ KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
 FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
-FORMS = ("socket", "tls", "sentinel")
+FORMS = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("socket", "tls", "sentinel"))
 """Other ways to one Redis."""
-DURABLE = ("sqlite", "redis", "redis+sqlite", "sqlite+redis")
+DURABLE = ("sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,9 @@ def everywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*FAR, *(pytest.param(kind, marks=pytest.mark.long) for kind in FORMS)))
+@pytest.fixture(params=(*FAR, *FORMS))
 def far(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """The URLs of a broker that is a service of its own kind, and of a backend; other ways to one Redis take long."""
+    """The URLs of a broker that is a service of its own kind, and of a backend."""
     return stores_of(request.param, request, tmp_path)
 
 

@@ -71,7 +71,7 @@ async def test_workers_that_are_stopped_under_load_end_everything_once(
     far: Stores, server: Server, crew: Crew, ledger: Ledger
 ) -> None:
     results = await server.send_many([task(server, "work", 0.02) for _ in range(TASKS)])
-    for ended in range(100, TASKS, 300):
+    for ended in (200, 600):
         worker = crew.start(concurrency=10, grace=10.0)
         await until(partial(more_have_ended, ledger, ended))
         worker.signal(signal.SIGTERM)
@@ -83,7 +83,7 @@ async def test_workers_that_are_stopped_under_load_end_everything_once(
     assert set(ends) == {each.task_id for each in results}
     twice = sum(count > 1 for count in ends.values())
     assert twice == 0 or far.kind in REPEATS
-    print(f"{far.kind}: {TASKS} tasks, three workers stopped, {twice} ended twice")
+    print(f"{far.kind}: {TASKS} tasks, two workers stopped, {twice} ended twice")
     await nothing_is_left(server)
 
 
