@@ -6,7 +6,8 @@ AsyncQueueError
 │   ├── Blocked              the service takes no messages for now, and goes on giving out those that it has
 │   └── PublishUnknown       the outcome of a publish is not known; sending the same signature again is safe
 ├── Refused                  a service or a limit said no; trying again does not help
-│   └── MessageTooLarge      a message over the size limit
+│   ├── MessageTooLarge      a message over the size limit
+│   └── EntryTooLarge        a state, group or plan over the size limit of the store of results
 ├── BadMessage               bytes that are not a signature (or a state); `reason` is a short word for the dead letter
 ├── ArgumentError            arguments that do not fit a task's parameters (also a TypeError)
 ├── TaskNotRegistered        no task of that name on this server
@@ -57,6 +58,10 @@ class Refused(AsyncQueueError):
 
 class MessageTooLarge(Refused):
     """A message is over the size limit."""
+
+
+class EntryTooLarge(Refused):
+    """A state, group or plan is over the size limit of the store of results."""
 
 
 class BadMessage(AsyncQueueError):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from asyncqueue.backends.base import Backend
@@ -17,84 +17,110 @@ from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
 
+Kind = Literal["broker", "result backend", "lock"]
+"""What a URL can be meant to be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """Where the classes of a scheme are, and the extra that brings their client library.
+    """A service that URLs of ``schemes`` lead to: its classes, and the extra that brings their client library.
 
-    ``service`` is what it leads to, for people, and ``example`` a URL of its broker as the documentation has it.
+    ``service`` is its name, for people, and ``example`` a URL as the documentation has it.
     """
 
     service: str
+    schemes: tuple[str, ...]
     example: str
-    broker: str | None
-    backend: str | None
-    lock: str | None
+    broker: str | None = None
+    backend: str | None = None
+    lock: str | None = None
     extra: str | None = None
 
+    def target(self, kind: Kind) -> str | None:
+        """The class of that kind, as ``module:name``; None where the service has no such part."""
+        match kind:
+            case "broker":
+                return self.broker
+            case "result backend":
+                return self.backend
+            case "lock":
+                return self.lock
 
-_REDIS = Driver(
-    "Redis",
-    "redis://localhost:6379/0",
-    "asyncqueue.brokers.redis:RedisBroker",
-    "asyncqueue.backends.redis:RedisBackend",
-    "asyncqueue.locks.redis:RedisLock",
-)
+
 _SQLITE = Driver(
     "SQLite",
+    ("sqlite",),
     "sqlite:///tasks.db",
     "asyncqueue.brokers.sqlite:SqliteBroker",
     "asyncqueue.backends.sqlite:SqliteBackend",
     "asyncqueue.locks.sqlite:SqliteLock",
 )
+_REDIS = Driver(
+    "Redis",
+    ("redis", "rediss", "redis+socket"),
+    "redis://localhost:6379/0",
+    "asyncqueue.brokers.redis:RedisBroker",
+    "asyncqueue.backends.redis:RedisBackend",
+    "asyncqueue.locks.redis:RedisLock",
+)
 _MEMORY = Driver(
     "memory",
+    ("memory", "eager"),
     "memory://",
     "asyncqueue.brokers.memory:MemoryBroker",
     "asyncqueue.backends.memory:MemoryBackend",
     "asyncqueue.locks.memory:MemoryLock",
 )
-_AMQP = Driver("RabbitMQ", "amqp://localhost/", "asyncqueue.brokers.amqp:AmqpBroker", None, None, extra="amqp")
+_AMQP = Driver(
+    "RabbitMQ",
+    ("amqp", "amqps"),
+    "amqp://localhost/",
+    "asyncqueue.brokers.amqp:AmqpBroker",
+    "asyncqueue.backends.amqp:AmqpBackend",
+    extra="amqp",
+)
 _SQS = Driver(
     "Amazon SQS",
+    ("https", "http"),
     "https://sqs.eu-west-1.amazonaws.com/123456789012",
     "asyncqueue.brokers.sqs:SqsBroker",
-    None,
-    None,
     extra="aws",
 )
 _PUBSUB = Driver(
     "Google Pub/Sub",
+    ("gcppubsub",),
     "gcppubsub://my-project/my-subscription",
     "asyncqueue.brokers.pubsub:PubSubBroker",
-    None,
-    None,
     extra="gcp",
 )
+_MONGO = Driver(
+    "MongoDB",
+    ("mongodb", "mongodb+srv"),
+    "mongodb://localhost:27017/machinery",
+    backend="asyncqueue.backends.mongo:MongoBackend",
+    lock="asyncqueue.locks.mongo:MongoLock",
+    extra="mongo",
+)
+_DYNAMODB = Driver(
+    "Amazon DynamoDB",
+    ("https", "http"),
+    "https://dynamodb.eu-west-1.amazonaws.com",
+    backend="asyncqueue.backends.dynamodb:DynamoBackend",
+    lock="asyncqueue.locks.dynamodb:DynamoLock",
+    extra="aws",
+)
+_MEMCACHE = Driver(
+    "Memcached",
+    ("memcache",),
+    "memcache://localhost:11211",
+    backend="asyncqueue.backends.memcache:MemcacheBackend",
+    extra="memcache",
+)
 
-DRIVERS: Mapping[str, Driver] = {
-    "sqlite": _SQLITE,
-    "redis": _REDIS,
-    "rediss": _REDIS,
-    "redis+socket": _REDIS,
-    "memory": _MEMORY,
-    "eager": _MEMORY,
-    "amqp": _AMQP,
-    "amqps": _AMQP,
-    "https": _SQS,
-    "http": _SQS,
-    "gcppubsub": _PUBSUB,
-}
-"""Every scheme that this version knows."""
+DRIVERS: Sequence[Driver] = (_SQLITE, _REDIS, _MEMORY, _AMQP, _SQS, _PUBSUB, _MONGO, _DYNAMODB, _MEMCACHE)
+"""Every service that this version knows."""
 
-
-LATER: Mapping[str, str] = {
-    "https://dynamodb": "Amazon DynamoDB",
-    "mongodb": "MongoDB",
-    "mongodb+srv": "MongoDB",
-    "memcache": "Memcached",
-}
-"""How Machinery's URLs begin for services that this version has no driver for."""
+_SCHEMES = tuple(dict.fromkeys(scheme for driver in DRIVERS for scheme in driver.schemes))
 
 _LONG = 86_400.0
 """Seconds that stand for "no limit" where a driver wants a number."""
@@ -119,33 +145,35 @@ def scheme_of(url: str) -> str:
 
 def check(broker: str, backend: str, lock: str) -> None:
     """Raise ``ConfigError`` for a URL whose scheme is not known or cannot be what it is meant to be."""
-    for kind, url in (("broker", broker), ("result backend", backend), ("lock", lock)):
-        if not (kind == "lock" and not url) and not (kind == "result backend" and scheme_of(url) == NULL):
-            _known(kind, url)
+    _target("broker", broker)
+    if scheme_of(backend) != NULL:
+        _target("result backend", backend)
+    if lock:
+        _target("lock", lock)
 
 
 def lock_beside(broker: str, backend: str) -> str:
     """The URL of the locks where none is named: the broker's, or the results' where the broker's service has no locks;
     empty where neither has."""
-    known = DRIVERS.get(scheme_of(broker))
-    if known is None or known.lock is not None:
+    driver = _find("broker", broker)
+    if driver is None or driver.lock is not None:
         return broker
-    beside = DRIVERS.get(scheme_of(backend))
+    beside = _find("result backend", backend)
     return backend if beside is not None and beside.lock is not None else ""
 
 
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
     """Broker and backend of an eager server: a memory store of its own."""
     store = importlib.import_module("asyncqueue.connections.memory").MemoryStore()
-    broker = _load("broker", EAGER, _MEMORY.broker)(store)
-    backend = _load("result backend", EAGER, _MEMORY.backend)(store, results_expire_in=settings.results_expire_in)
+    broker = _load("broker", EAGER)(store)
+    backend = _load("result backend", EAGER)(store, results_expire_in=settings.results_expire_in)
     return broker, backend
 
 
 def broker_for(url: str, settings: Settings) -> Broker:
     """The broker that a URL names, not yet open. Raises ``ConfigError``."""
     scheme = scheme_of(url)
-    made = _load("broker", url, _known("broker", url).broker)
+    made = _load("broker", url)
     match scheme:
         case "redis" | "rediss" | "redis+socket":
             redis = settings.redis
@@ -196,26 +224,57 @@ def broker_for(url: str, settings: Settings) -> Broker:
 
 def backend_for(url: str, settings: Settings) -> Backend:
     """The backend that a URL names, not yet open. Raises ``ConfigError``."""
-    made = _load("result backend", url, _known("result backend", url).backend)
+    made = _load("result backend", url)
     keep = settings.results_expire_in
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
             access = _redis_access(url, settings)
             return cast(Backend, made(url, results_expire_in=keep, **access, **_redis_pool(settings)))
-        case "sqlite":
+        case "sqlite" | "memcache":
             return cast(Backend, made(url, results_expire_in=keep))
+        case "amqp" | "amqps":
+            access = _amqp_access(url, settings)
+            return cast(Backend, made(url, results_expire_in=keep, topology=access["topology"], tls=access["tls"]))
+        case "mongodb" | "mongodb+srv":
+            mongo = settings.mongodb
+            return cast(
+                Backend,
+                made(
+                    url,
+                    results_expire_in=keep,
+                    database=mongo.database,
+                    tasks_collection=mongo.tasks_collection,
+                    group_metas_collection=mongo.group_metas_collection,
+                ),
+            )
+        case "https" | "http":
+            dynamodb = settings.dynamodb
+            return cast(
+                Backend,
+                made(
+                    url,
+                    results_expire_in=keep,
+                    task_states_table=dynamodb.task_states_table,
+                    group_metas_table=dynamodb.group_metas_table,
+                ),
+            )
         case _:
             return cast(Backend, made(_memory_store(url), results_expire_in=keep))
 
 
 def lock_for(url: str, settings: Settings) -> Lock:
     """The lock that a URL names, not yet open. Raises ``ConfigError``."""
-    made = _load("lock", url, _known("lock", url).lock)
+    made = _load("lock", url)
     match scheme_of(url):
         case "redis" | "rediss" | "redis+socket":
             return cast(Lock, made(url, **_redis_access(url, settings)))
         case "sqlite":
             return cast(Lock, made(url))
+        case "mongodb" | "mongodb+srv":
+            mongo = settings.mongodb
+            return cast(Lock, made(url, database=mongo.database, collection=mongo.locks_collection))
+        case "https" | "http":
+            return cast(Lock, made(url, table=settings.dynamodb.locks_table))
         case _:
             return cast(Lock, made(_memory_store(url)))
 
@@ -288,35 +347,42 @@ def _memory_store(url: str) -> Any:
     return importlib.import_module("asyncqueue.connections.memory").named(name)
 
 
-def _known(kind: str, url: str) -> Driver:
-    scheme = scheme_of(url)
-    driver = DRIVERS.get(scheme)
-    if driver is not None and not any("://" in start and _begins(url, start) for start in LATER):
-        if driver is _SQS and not urlsplit(url).path.strip("/"):
-            raise ConfigError(
-                f"{kind} URL {redact_url(url)!r} names no account: expected"
-                " https://sqs.<region>.amazonaws.com/<account>"
-            )
-        return driver
-    known = ", ".join(f"{each}://" for each in DRIVERS)
-    service = next((LATER[start] for start in (scheme, *LATER) if start in LATER and _begins(url, start)), None)
-    if service is not None:
-        raise ConfigError(
-            f"{kind} URL {redact_url(url)!r}: this version has no driver for {service} yet. It has drivers for {known}"
-        )
-    near = get_close_matches(scheme, DRIVERS, n=1)
-    hint = f"; did you mean {near[0]}://?" if near else "."
-    raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}")
-
-
-def _begins(url: str, start: str) -> bool:
-    return url.lower().startswith(start if ":" in start else f"{start}:")
-
-
-def _load(kind: str, url: str, target: str | None) -> Any:
-    driver = DRIVERS[scheme_of(url)]
+def _target(kind: Kind, url: str) -> tuple[Driver, str]:
+    """The service that a URL leads to, and its class of that kind, as ``module:name``. Raises ``ConfigError``."""
+    driver = _find(kind, url)
+    if driver is None:
+        scheme = scheme_of(url)
+        near = get_close_matches(scheme, _SCHEMES, n=1)
+        hint = f"; did you mean {near[0]}://?" if near else "."
+        known = ", ".join(f"{each}://" for each in _SCHEMES)
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}")
+    target = driver.target(kind)
     if target is None:
-        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {scheme_of(url)}:// has no {kind}; name another store")
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {driver.service} has no {kind}; name another store")
+    if driver is _SQS and not urlsplit(url).path.strip("/"):
+        raise ConfigError(
+            f"{kind} URL {redact_url(url)!r} names no account: expected https://sqs.<region>.amazonaws.com/<account>"
+        )
+    return driver, target
+
+
+def _find(kind: Kind, url: str) -> Driver | None:
+    """The service that a URL leads to, whether it has such a part or not; None where nobody knows the scheme."""
+    scheme = scheme_of(url)
+    of_scheme = [driver for driver in DRIVERS if scheme in driver.schemes]
+    if _SQS not in of_scheme:
+        return next(iter(of_scheme), None)
+    # AWS's own hosts say which service they are; elsewhere an account follows SQS's
+    parts = urlsplit(url)
+    host = f".{parts.hostname or ''}"
+    if ".dynamodb" in host or (kind != "broker" and ".sqs." not in host and not parts.path.strip("/")):
+        return _DYNAMODB
+    return _SQS
+
+
+def _load(kind: Kind, url: str) -> Any:
+    """The class that a URL names. Raises ``ConfigError``."""
+    driver, target = _target(kind, url)
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

@@ -24,6 +24,10 @@ DRIVERS = (
     "rabbit",
     "sqs",
     "pubsub",
+    "mongo",
+    "motor",
+    "dynamodb",
+    "memcache",
     "eager",
 )
 """The columns, by their names in the classes of contract pages and in the kinds of stores."""

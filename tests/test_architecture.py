@@ -17,7 +17,7 @@ LAYERS = {
     "vocabulary": "errors names redact models signature state arguments wire rfc3339 retry schedule clock"
     " workflow compiling",
     # backends.waiting: lines that every backend needs, and no service has
-    "contracts": "brokers.base backends.base backends.waiting locks.base",
+    "contracts": "brokers.base backends.base backends.waiting locks.base migrating",
     "connections": "connections.",
     "drivers": "brokers. backends. locks.",
     "engine": "engine.",

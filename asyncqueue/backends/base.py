@@ -50,10 +50,13 @@ class GroupClaim(Enum):
 class Backend(Protocol):
     """States of tasks, groups and plans by UUID.
 
-    Every verb raises ``Unavailable`` when the service did not answer and ``Refused`` when it said no. An instance
-    belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write, or, where what
-    was written has a ``not_before``, after that moment; it may be changed while the backend is open, and holds for the
-    writes after that.
+    Every verb raises ``Unavailable`` when the service did not answer and ``Refused`` when it said no. One that is given
+    an entry over the store's size limit raises ``EntryTooLarge``, which names the entry, its size and the limit in
+    bytes, and has written nothing.
+
+    An instance belongs to one event loop. Entries are gone ``results_expire_in`` seconds after their last write, or,
+    where what was written has a ``not_before``, after that moment; it may be changed while the backend is open, and
+    holds for the writes after that.
     """
 
     results_expire_in: float

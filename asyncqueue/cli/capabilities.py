@@ -18,16 +18,15 @@ _DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """One service: its schemes, and its broker as the settings' defaults make it, not open; None where it has none."""
+    """One service, and its broker as the settings' defaults make it, not open; None where it has none."""
 
     driver: Driver
-    schemes: tuple[str, ...]
     broker: Broker | None
 
 
 def markdown() -> str:
     """One column per service that a URL can name, one row per fact. Nothing is connected."""
-    columns = [_column(driver) for driver in dict.fromkeys(DRIVERS.values())]
+    columns = [_column(driver) for driver in DRIVERS]
     lines = [
         _line("", *(column.driver.service for column in columns)),
         "|---" * (len(columns) + 1) + "|",
@@ -37,8 +36,7 @@ def markdown() -> str:
 
 
 def _column(driver: Driver) -> _Column:
-    schemes = tuple(scheme for scheme, each in DRIVERS.items() if each is driver)
-    return _Column(driver, schemes, broker_for(driver.example, Settings()) if driver.broker is not None else None)
+    return _Column(driver, broker_for(driver.example, Settings()) if driver.broker is not None else None)
 
 
 def _line(*cells: str) -> str:
@@ -76,7 +74,7 @@ def _batch(facts: Capabilities) -> str:
 
 
 _ROWS: Mapping[str, Callable[[_Column], str]] = {
-    "URL": lambda column: "<br>".join(f"`{scheme}:`" for scheme in column.schemes),
+    "URL": lambda column: "<br>".join(f"`{scheme}:`" for scheme in column.driver.schemes),
     "extra": lambda column: f"`{column.driver.extra}`" if column.driver.extra else "none",
     "broker": lambda column: _yes(column.driver.broker is not None),
     "result backend": lambda column: _yes(column.driver.backend is not None),

@@ -334,6 +334,11 @@ class DynamoDBSettings(Section):
         Field(min_length=1, description="Table of groups."),
         Key("never", env=("GROUP_METAS_TABLE",)),
     ] = "group_metas"
+    locks_table: Annotated[
+        str,
+        Field(min_length=1, description="Table of locks, which Machinery has none of."),
+        Key("never"),
+    ] = "aq_locks"
 
 
 class GCPPubSubSettings(Section):
@@ -352,13 +357,28 @@ class GCPPubSubSettings(Section):
 
 
 class MongoDBSettings(Section):
-    """MongoDB: database."""
+    """MongoDB: database and collections."""
 
     database: Annotated[
         str,
         Field(description="Database of results; empty: the one in the URL's path, else machinery."),
         Key("never"),
     ] = ""
+    tasks_collection: Annotated[
+        str,
+        Field(min_length=1, description="Collection of task states; Go knows no other name than tasks."),
+        Key("never"),
+    ] = "tasks"
+    group_metas_collection: Annotated[
+        str,
+        Field(min_length=1, description="Collection of groups; Go knows no other name than group_metas."),
+        Key("never"),
+    ] = "group_metas"
+    locks_collection: Annotated[
+        str,
+        Field(min_length=1, description="Collection of locks, which Machinery has none of."),
+        Key("never"),
+    ] = "aq_locks"
 
 
 class TLSSettings(Section):

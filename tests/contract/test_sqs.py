@@ -536,8 +536,8 @@ def test_a_server_without_an_account_in_its_url_is_refused_at_once() -> None:
 
 
 async def test_results_are_kept_elsewhere_and_locks_beside_them(sqs_url: str, sqlite_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no result backend; name another store"):
-        await Server(sqs_url).connected()
+    with pytest.raises(ConfigError, match="Amazon SQS has no result backend; name another store"):
+        Server(sqs_url)
     async with Server(broker=sqs_url, backend=f"sqlite:///{sqlite_path}") as server:
         assert isinstance(await server.lock(), SqliteLock)
     async with Server(broker=sqs_url, backend="null://") as server:

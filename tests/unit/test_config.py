@@ -80,7 +80,11 @@ def test_nothing_said_means_the_embedded_store_and_machinerys_other_defaults() -
     assert settings.redis.max_idle_timeout == 240
     assert settings.redis.read_timeout == settings.redis.write_timeout == settings.redis.connect_timeout == 15
     assert (settings.redis.normal_tasks_poll_period, settings.redis.delayed_tasks_poll_period) == (1000, 500)
-    assert settings.dynamodb.model_dump() == {"task_states_table": "task_states", "group_metas_table": "group_metas"}
+    assert settings.dynamodb.model_dump() == {
+        "task_states_table": "task_states",
+        "group_metas_table": "group_metas",
+        "locks_table": "aq_locks",
+    }
     assert settings.worker.concurrency == 10
     assert (settings.worker.prefetch, settings.worker.grace, settings.worker.lease) == (1000, 25, 15)
     assert (settings.worker.max_deliveries, settings.worker.unknown_task_after) == (5, 86_400)
