@@ -266,7 +266,7 @@ class WholeSettlement:
         rules = self._rules()
         (group,) = await backend.get_groups([group_id])
         if group is None:
-            error = f"the entry of group {group_id} is gone: it has expired or was dropped"
+            error = f"group state lost: the entry of group {group_id} has expired or was dropped"
             return group_failed(group_id, callback, error, rules, self._clock.now_ns())
         states: list[TaskState | None] = []
         for some in parts(group.task_uuids or (), MEMBERS_AT_ONCE):

@@ -223,7 +223,7 @@ async def test_a_group_whose_entry_is_gone_fails_the_callback_when_a_member_ends
         await backend.forget([result.group.id])
         its.gate.set()
         error = await failure_of(result)
-        assert error == f"the entry of group {result.group.id} is gone: it has expired or was dropped"
+        assert error == f"group state lost: the entry of group {result.group.id} has expired or was dropped"
         await nothing_is_queued(its.server)
     assert its.errors == [error]
 
