@@ -38,6 +38,7 @@ from asyncqueue.engine.registry import (
 from asyncqueue.engine.settlement import Settlement, settlement_of
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, NoBackend, Refused
 from asyncqueue.locks.base import Lock, TurnLock
+from asyncqueue.migrating import Migration
 from asyncqueue.result import AsyncResult, Results
 from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
@@ -465,6 +466,14 @@ class Server:
             for depth in found
             if depth.ready or depth.held or depth.delayed or depth.dead or not is_companion(depth.queue)
         ]
+
+    async def migrate(self, *, dry_run: bool = False) -> Sequence[Migration]:
+        """Make in the stores what this server needs there before it can work: tables, indexes, a schema.
+
+        Returns what was made, or what would be where ``dry_run``; nothing where nothing is missing, and for stores that
+        need nothing. Twice is no harm. Raises ``Unavailable``, ``Refused`` or ``ConfigError``.
+        """
+        return await self._stores.migrate(dry_run=dry_run)
 
     async def purge(self, queue: str | None = None) -> int:
         """Drop what waits in a queue; returns how many. What workers hold, and what is delayed, stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.settlement import Settlement
 from asyncqueue.locks.base import Lock
+from asyncqueue.migrating import Migrating, Migration
 from asyncqueue.redact import redact_url, without_credentials
 
 T = TypeVar("T")
@@ -143,6 +144,28 @@ class Stores:
         if not self.keeps_results:
             return broker, None
         return broker, urls.backend_for(self._backend_url, self.settings)
+
+    async def migrate(self, *, dry_run: bool) -> Sequence[Migration]:
+        """Make in the services what is missing there; only tell it, where ``dry_run``. Raises as ``connected`` does."""
+        broker, backend = self.make()
+        lock = self._own_lock or (urls.lock_for(self._lock_url, self.settings) if self._lock_url else None)
+        parts: Sequence[tuple[str, object, object]] = (
+            ("broker", broker, self._own_broker),
+            ("result backend", backend, self._own_backend),
+            ("lock", lock, self._own_lock),
+        )
+        found: dict[tuple[str, str], Migration] = {}  # what two of them want in one place is one thing
+        for part, driver, own in parts:
+            if not isinstance(driver, Migrating):
+                continue
+            try:
+                changes = await (driver.missing() if dry_run else driver.migrate())
+            finally:
+                if own is None:
+                    await driver.close()
+            for change in changes:
+                found.setdefault((driver.address, change), Migration(part, driver.address, change))
+        return list(found.values())
 
     def _home(self) -> _Home:
         if self._pid != os.getpid():

@@ -59,6 +59,12 @@ class SqliteBackend:
             await waiters.close()
         await self._database.close()
 
+    async def missing(self) -> Sequence[str]:
+        return await self._database.missing()
+
+    async def migrate(self) -> Sequence[str]:
+        return await self._database.migrate()
+
     async def identity(self) -> Hashable:
         return self._database.identity()
 

@@ -89,6 +89,12 @@ class SqliteBroker:
         finally:
             await self._database.close()
 
+    async def missing(self) -> Sequence[str]:
+        return await self._database.missing()
+
+    async def migrate(self) -> Sequence[str]:
+        return await self._database.migrate()
+
     def twin(self) -> Self:
         return type(self)(
             self._database.path, lease=self._lease, clock=self._clock, busy_timeout=self._database.busy_timeout

@@ -21,6 +21,7 @@ _VERBS = {
     "schedules": "asyncqueue.cli.schedules:schedules",
     "dead": "asyncqueue.cli.dead:dead",
     "config": "asyncqueue.cli.config:config",
+    "migrate": "asyncqueue.cli.migrate:migrate",
     "doctor": "asyncqueue.cli.doctor:doctor",
 }
 

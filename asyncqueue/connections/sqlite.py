@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
@@ -185,6 +185,19 @@ class Database:
         self._wake(self._closed())
         self._jobs.put(_Signal.STOP)
         await self._loop.run_in_executor(None, thread.join)
+
+    async def missing(self) -> Sequence[str]:
+        """See ``Migrating``. No file is made."""
+        return await asyncio.to_thread(_missing, self.path, self.busy_timeout)
+
+    async def migrate(self) -> Sequence[str]:
+        """See ``Migrating``; ``open`` does the same."""
+        missing = await self.missing()
+        if missing:
+            other = Database(self.path, busy_timeout=self.busy_timeout)
+            await other.open()
+            await other.close()
+        return missing
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` on the thread, in a transaction that only reads."""
@@ -402,18 +415,12 @@ def _set_all(futures: Sequence[asyncio.Future[Any]], outcomes: Sequence[_Outcome
 
 def _connect(path: str, deadline: float, monotonic: Callable[[], float]) -> Connection:
     """The file, opened and checked, with its tables."""
-    if sqlite3.sqlite_version_info < _OLDEST:
-        raise ConfigError(f"SQLite {'.'.join(map(str, _OLDEST))} is needed; this Python has {sqlite3.sqlite_version}")
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        raise ConfigError(f"SQLite file {path}: the folder {folder} does not exist")
-    if os.path.isdir(path):
-        raise ConfigError(f"SQLite file {path} is a folder")
+    _check_place(path)
     try:
         # Waiting for other writers is ours (see ``_is_busy``): SQLite's own naps grow to 100 ms, ours stay below 10.
         connection = sqlite3.connect(path, timeout=_NAP, isolation_level=None, cached_statements=512)
     except sqlite3.OperationalError as exc:
-        raise Refused(f"SQLite file {path}: {exc}; may this user write in {folder}?") from exc
+        raise Refused(f"SQLite file {path}: {exc}; may this user write in {os.path.dirname(path)}?") from exc
     try:
         while True:
             try:
@@ -427,6 +434,31 @@ def _connect(path: str, deadline: float, monotonic: Callable[[], float]) -> Conn
     except BaseException:
         connection.close()
         raise
+
+
+def _check_place(path: str) -> None:
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise ConfigError(f"SQLite {'.'.join(map(str, _OLDEST))} is needed; this Python has {sqlite3.sqlite_version}")
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise ConfigError(f"SQLite file {path}: the folder {folder} does not exist")
+    if os.path.isdir(path):
+        raise ConfigError(f"SQLite file {path} is a folder")
+
+
+def _missing(path: str, busy_timeout: float) -> Sequence[str]:
+    """What ``_prepare`` would make, a line for each thing."""
+    _check_place(path)
+    version = 0
+    if os.path.exists(path):
+        try:
+            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+                version = _check_is_ours(connection, path)
+        except sqlite3.Error as exc:
+            raise _translated(exc, path) from exc
+    if version == SCHEMA_VERSION:
+        return ()
+    return (f"tables of version {SCHEMA_VERSION}" + (f", in place of version {version}" if version else ""),)
 
 
 def _prepare(connection: Connection, path: str) -> None:

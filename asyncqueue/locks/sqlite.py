@@ -39,11 +39,21 @@ class SqliteLock:
         self._database = Database(path, busy_timeout=busy_timeout)
         self._clock = clock
 
+    @property
+    def address(self) -> str:
+        return self._database.path
+
     async def open(self) -> None:
         await self._database.open()
 
     async def close(self) -> None:
         await self._database.close()
+
+    async def missing(self) -> Sequence[str]:
+        return await self._database.missing()
+
+    async def migrate(self) -> Sequence[str]:
+        return await self._database.migrate()
 
     async def acquire(self, key: str, ttl: float) -> str | None:
         token, now = token_hex(16), self._now()

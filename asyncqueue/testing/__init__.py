@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from asyncqueue.testing.joint_contract import JointContract
     from asyncqueue.testing.joint_group_contract import JointGroupContract
     from asyncqueue.testing.lock_contract import LockContract
+    from asyncqueue.testing.migrating_contract import MigratingContract
     from asyncqueue.testing.turn_contract import TurnLockContract
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "JointGroupContract",
     "LockContract",
     "ManualClock",
+    "MigratingContract",
     "TurnLockContract",
     "with_faults",
 ]
@@ -48,6 +50,7 @@ _SUITES = {
     "JointContract": "joint_contract",
     "JointGroupContract": "joint_group_contract",
     "LockContract": "lock_contract",
+    "MigratingContract": "migrating_contract",
     "TurnLockContract": "turn_contract",
 }
 _TOOLS = {"Faults": "faults", "ManualClock": "clock", "with_faults": "faults"}

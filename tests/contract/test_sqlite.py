@@ -33,6 +33,7 @@ from asyncqueue.testing import (
     JointGroupContract,
     LockContract,
     ManualClock,
+    MigratingContract,
     TurnLockContract,
 )
 
@@ -113,6 +114,11 @@ class TestSqliteLock(LockOnFile, LockContract):
 
 class TestSqliteTurnLock(LockOnFile, TurnLockContract):
     pass
+
+
+class TestSqliteMigrating(BackendOnFile, MigratingContract):
+    async def make_driver(self) -> SqliteBackend:
+        return await self.make_backend()
 
 
 @asynccontextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from asyncqueue.cli.main import main
 from asyncqueue.cli.target import load_server
 from asyncqueue.cli.watch import snapshot
 from asyncqueue.config import WorkerSettings
+from asyncqueue.connections.sqlite import SCHEMA_VERSION
 from asyncqueue.engine.events import Events, TaskFailed
 from asyncqueue.errors import ConfigError
 from tests.services import RedisServer
@@ -567,3 +570,44 @@ def test_a_server_without_schedules_says_so() -> None:
     result = cli("schedules", "app:server")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "There is no schedule.\n")
     assert cli_json("schedules", "app:server") == []
+
+
+# migrate
+
+
+def test_migrate_says_what_is_missing_and_makes_it_once(folder: Path) -> None:
+    file = folder / "tasks.db"
+    line = f"broker {file}: tables of version {SCHEMA_VERSION}\n"
+    for _ in range(2):
+        assert cli("migrate", "app:server", "--dry-run").output == f"missing  {line}"
+        assert not file.exists()
+    assert cli("migrate", "app:server").output == f"made  {line}"
+    for options in ((), ("--dry-run",)):
+        again = cli("migrate", "app:server", *options)
+        assert (again.exit_code, again.stdout, again.stderr) == (0, "", "Nothing is missing.\n")
+
+
+def test_migrate_tells_programs_of_each_store(folder: Path) -> None:
+    stores = ("--broker", "sqlite:///one.db", "--backend", "sqlite:///other.db")
+    change = f"tables of version {SCHEMA_VERSION}"
+    expected = [
+        {"part": "broker", "address": str(folder / "one.db"), "change": change},
+        {"part": "result backend", "address": str(folder / "other.db"), "change": change},
+    ]
+    assert cli_json("migrate", *stores, "--dry-run") == expected
+    assert cli_json("migrate", *stores) == expected
+    assert cli_json("migrate", *stores) == []
+
+
+def test_migrate_asks_nothing_of_stores_that_need_nothing() -> None:
+    away = "redis://:s3cret@127.0.0.1:1/0"
+    done = cli("migrate", "--broker", away)
+    assert (done.exit_code, done.stderr) == (0, "Nothing is missing.\n")
+
+
+def test_migrate_leaves_another_programs_file_alone(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "tasks.db")) as other:
+        other.execute("CREATE TABLE theirs (id)")
+    done = cli("migrate", "app:server")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "tasks.db belongs to another program" in done.stderr
