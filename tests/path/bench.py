@@ -17,6 +17,14 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where one store is, and the name of its service."""
+
+    kind: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stores:
     """Where a broker and a backend are."""
 
@@ -30,12 +38,12 @@ class Stores:
 
     @property
     def is_atomic(self) -> bool:
-        return self.broker == self.backend and self.kind != "cluster"
+        return self.broker == self.backend and self.kind not in ("cluster", "rabbit")
 
     @property
     def lease(self) -> float:
         """A short lease (seconds) that the broker can have."""
-        return {"sqs+redis": 5.0, "pubsub+redis": 3.0}.get(self.kind, 2.0)
+        return {"sqs": 5.0, "pubsub": 3.0}.get(self.kind.partition("+")[0], 2.0)
 
 
 class Bench:

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from asyncqueue.engine import consumer
-from tests.path.bench import Bench, Stores
+from tests.path.bench import Bench, Place, Stores
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
 ATOMIC = ("memory", "sqlite", "redis")
@@ -18,6 +18,10 @@ FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
 FORMS = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("socket", "tls", "sentinel"))
 """Other ways to one Redis."""
+BACKENDS = ("memory", "sqlite", "redis", "sentinel", "cluster")
+"""Services that keep results."""
+LOCKS = ("memory", "sqlite", "redis", "sentinel", "cluster")
+"""Services that have locks."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
 
 
@@ -75,6 +79,18 @@ def each_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
+@pytest.fixture(params=BACKENDS)
+def each_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A fresh place of each service that keeps results."""
+    return Place(request.param, url_of(request.param, request, tmp_path))
+
+
+@pytest.fixture(params=LOCKS)
+def each_lock(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A fresh place of each service that has locks."""
+    return Place(request.param, url_of(request.param, request, tmp_path))
+
+
 @pytest_asyncio.fixture
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Makes servers on the pair that the test asks for; closes them at its end."""
@@ -86,47 +102,39 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 
 def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """Fresh URLs of a kind. A Redis database is asked for only where it is used."""
-    sqlite = f"sqlite:///{tmp_path / 'tasks.db'}"
-    match kind:
+    """Fresh URLs of a kind: one service, or ``broker+backend``."""
+    broker, _, backend = kind.partition("+")
+    url = url_of(broker, request, tmp_path)
+    return Stores(kind, url, url_of(backend, request, tmp_path) if backend else url)
+
+
+def url_of(service: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh URL of a service. A server is asked for only where it is used."""
+    match service:
         case "memory":
-            url = f"memory://{tmp_path.name}-{os.getpid()}"
-            return Stores(kind, url, url)
+            return f"memory://{tmp_path.name}-{os.getpid()}"
         case "sqlite":
-            return Stores(kind, sqlite, sqlite)
+            return f"sqlite:///{tmp_path / 'tasks.db'}"
         case "eager":
-            return Stores(kind, "eager", "eager")
-        case "redis":
-            url = request.getfixturevalue("redis_url")
-            return Stores(kind, url, url)
-        case "cluster":
-            url = request.getfixturevalue("redis_cluster_url")
-            return Stores(kind, url, url)
-        case "sentinel":
-            url = request.getfixturevalue("redis_sentinel_url")
-            return Stores(kind, url, url)
-        case "tls":
-            url = request.getfixturevalue("redis_tls_url")
-            return Stores(kind, url, url)
-        case "socket":
-            url = request.getfixturevalue("redis_socket_url")
-            return Stores(kind, url, url)
-        case "redis+sqlite":
-            return Stores(kind, request.getfixturevalue("redis_url"), sqlite)
-        case "sqs+redis":
-            return Stores(kind, request.getfixturevalue("sqs_url"), request.getfixturevalue("redis_url"))
-        case "pubsub+redis":
-            return Stores(kind, request.getfixturevalue("pubsub_url"), request.getfixturevalue("redis_url"))
-        case "pubsub+sqlite":
-            return Stores(kind, request.getfixturevalue("pubsub_url"), sqlite)
-        case "rabbit+redis":
-            return Stores(kind, request.getfixturevalue("amqp_url"), request.getfixturevalue("redis_url"))
-        case "rabbit+sqlite":
-            return Stores(kind, request.getfixturevalue("amqp_url"), sqlite)
-        case "sqs+sqlite":
-            return Stores(kind, request.getfixturevalue("sqs_url"), sqlite)
+            return "eager"
         case _:
-            return Stores(kind, sqlite, request.getfixturevalue("redis_url"))
+            return str(request.getfixturevalue(_FIXTURES[service]))
+
+
+_FIXTURES = {
+    "redis": "redis_url",
+    "cluster": "redis_cluster_url",
+    "sentinel": "redis_sentinel_url",
+    "tls": "redis_tls_url",
+    "socket": "redis_socket_url",
+    "rabbit": "amqp_url",
+    "sqs": "sqs_url",
+    "pubsub": "pubsub_url",
+    "mongo": "mongodb_url",
+    "dynamodb": "dynamodb_url",
+    "memcache": "memcache_url",
+}
+"""The fixture that gives a fresh URL of a service."""
 
 
 @pytest.fixture

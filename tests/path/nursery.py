@@ -1,6 +1,6 @@
-"""Processes that start in a moment: forked from one that has loaded the package already.
+"""Processes that start in a moment: forked from one that has loaded the package already, and these modules.
 
-    python -m tests.path.nursery
+    python -m tests.path.nursery [module …]
 
 reads lines of JSON: ``{"key": …, "module": …, "asked": {…}}`` forks a process that calls ``run(asked)`` of that module,
 ``{"kill": pid}`` ends one with ``kill -9``. It writes ``{"key": …, "pid": …}`` for each that began, and
@@ -97,10 +97,10 @@ class Nursery:
 
 
 @asynccontextmanager
-async def opened_nursery() -> AsyncIterator[Nursery]:
-    """A nursery for as long as a test needs it."""
+async def opened_nursery(*modules: str) -> AsyncIterator[Nursery]:
+    """A nursery for as long as a test needs it. Those of its processes that need one of ``modules`` start sooner."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.path.nursery", cwd=ROOT, stdin=PIPE, stdout=PIPE
+        sys.executable, "-m", "tests.path.nursery", *modules, cwd=ROOT, stdin=PIPE, stdout=PIPE
     )
     assert process.stdin is not None
     nursery = Nursery(process)
@@ -115,7 +115,7 @@ async def opened_nursery() -> AsyncIterator[Nursery]:
 
 def main() -> int:
     """The process that is forked. It runs nothing itself, so that a fork of it is as good as new."""
-    for module in PRELOADED:
+    for module in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(module)
     told, telling = os.pipe()
     os.set_blocking(telling, False)

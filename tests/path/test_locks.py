@@ -1,0 +1,149 @@
+"""What is held by nobody any more is taken over after its time, by one: tokens abandoned, processes killed or halted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from asyncqueue.config import Settings
+from asyncqueue.locks.base import Lock
+from asyncqueue.testing.suite import GRAIN
+from asyncqueue.urls import lock_for
+from tests.path.bench import Place, in_time
+from tests.path.holders import LOST
+from tests.path.ledger import Ledger
+from tests.path.nursery import Child, opened_nursery
+from tests.path.watching import until
+
+TAKERS = 10
+TOKEN_TTL = 0.05
+HOLDER_TTL = 1.0
+KILLED = 20
+HALTED = 2
+LONG = 600.0
+AT_ONCE = 100
+SLOW = {"mongo": 200, "dynamodb": 200}
+"""How many tokens are abandoned where a test server is slow under contention; elsewhere a thousand."""
+
+
+async def test_of_ten_who_race_for_an_abandoned_key_one_gets_it_after_its_time(each_lock: Place) -> None:
+    count = SLOW.get(each_lock.kind, 1_000)
+    began = time.monotonic()
+    async with locks_at(each_lock.url, 1 + TAKERS) as (abandoner, *takers):
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def abandon(key: str) -> float:
+            async with slots:
+                return await taken_over(key, abandoner, takers)
+
+        late = sorted(await asyncio.gather(*(abandon(f"key-{number}") for number in range(count))))
+    print(
+        f"{each_lock.kind}: {count} abandoned tokens, {TAKERS} takers each, in {time.monotonic() - began:.1f} s; taken "
+        f"{late[count // 2] * 1000:.0f} ms (median), {late[-1] * 1000:.0f} ms (at most) after the ttl of "
+        f"{TOKEN_TTL * 1000:.0f} ms"
+    )
+
+
+async def taken_over(key: str, abandoner: Lock, takers: list[Lock]) -> float:
+    """Abandon a key and let the takers race for it; how long (seconds) after its time it was taken."""
+    began = time.monotonic()
+    stale = await abandoner.acquire(key, TOKEN_TTL)
+    assert stale
+    held_until = time.monotonic() + TOKEN_TTL
+    winners: list[tuple[Lock, str, float]] = []
+
+    async def race(taker: Lock) -> None:
+        await asyncio.sleep(TOKEN_TTL * random.uniform(0.8, 1.1))
+        while True:
+            token = await taker.acquire(key, LONG)
+            if token:
+                winners.append((taker, token, time.monotonic()))
+            if winners:
+                return
+            await asyncio.sleep(TOKEN_TTL / 10)
+
+    await in_time(asyncio.gather(*map(race, takers)))
+    ((winner, token, taken_at),) = winners
+    assert taken_at >= began + TOKEN_TTL - GRAIN, "it was taken before its time was over"
+    assert not await abandoner.renew(key, stale, LONG)
+    assert not await abandoner.release(key, stale)
+    assert await winner.renew(key, token, LONG)
+    return taken_at - held_until
+
+
+async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(each_lock: Place, tmp_path: Path) -> None:
+    if each_lock.kind == "memory":
+        pytest.skip("another process cannot reach it")
+    ledger, keys = Ledger(tmp_path / "ledger"), [f"key-{number}" for number in range(HALTED + KILLED)]
+    halted, killed = keys[:HALTED], keys[HALTED:]
+    async with opened_nursery("tests.path.holders") as nursery, locks_at(each_lock.url, 2) as takers:
+        holders = {
+            key: await nursery.start(
+                "tests.path.holders",
+                url=each_lock.url,
+                key=key,
+                ttl=HOLDER_TTL,
+                ledger=str(ledger.folder),
+                halts=key in halted,
+            )
+            for key in keys
+        }
+        await until(lambda: len(ledger.counts("E")) == len(keys))
+        taking = {key: asyncio.create_task(taken_at(key, takers)) for key in keys}
+        for key in random.sample(killed, len(killed)):
+            await holders[key].kill()
+        taken = {key: await in_time(each) for key, each in taking.items()}
+        for key in halted:
+            os.kill(holders[key].pid, signal.SIGCONT)
+        assert [await holders[key].ended() for key in halted] == [LOST] * HALTED
+        assert [await holders[key].ended() for key in killed] == [-signal.SIGKILL] * len(killed)
+    late = sorted(taken[key] - last_renewal(ledger, holders[key]) - HOLDER_TTL for key in keys)
+    print(
+        f"{each_lock.kind}: {len(killed)} holders killed, {HALTED} halted; taken over "
+        f"{late[0] * 1000:.0f} to {late[-1] * 1000:.0f} ms after the ttl of {HOLDER_TTL:g} s"
+    )
+    assert late[0] >= -GRAIN, "it was taken before its time was over"
+
+
+async def taken_at(key: str, takers: list[Lock]) -> float:
+    """When (unix seconds) one of the takers got the key; the others do not."""
+    winners: list[float] = []
+
+    async def take(taker: Lock) -> None:
+        while True:
+            if await taker.acquire(key, LONG):
+                winners.append(time.time())
+            if winners:
+                return
+            await asyncio.sleep(HOLDER_TTL / 20)
+
+    await asyncio.gather(*map(take, takers))
+    (at,) = winners
+    return at
+
+
+def last_renewal(ledger: Ledger, holder: Child) -> float:
+    """When (unix seconds) a holder asked for the last renewal that it was granted, whenever that was."""
+    lines = [line for line in ledger.lines() if line.pid == holder.pid]
+    last = max(place for place, line in enumerate(lines) if line.what == "E")
+    assert lines[last - 1].what == "S"
+    return lines[last - 1].at
+
+
+@asynccontextmanager
+async def locks_at(url: str, count: int) -> AsyncIterator[list[Lock]]:
+    """Open locks on one place, each as another process would have it."""
+    async with AsyncExitStack() as stack:
+        locks = [lock_for(url, Settings()) for _ in range(count)]
+        for lock in locks:
+            await lock.open()
+            stack.push_async_callback(lock.close)
+        yield locks
