@@ -34,7 +34,8 @@ class FaultProxy:
     """Forwards connections to ``host:port``, or to the unix socket ``path``, and harms them on request.
 
     ``requests`` counts requests by command name in capitals; a script counts as ``EVALSHA`` and, where ``scripts``
-    names its SHA, as that name instead. ``delay`` is added (seconds) to everything in both directions.
+    names its SHA, as that name instead. ``writes`` counts how often clients wrote something, whatever they speak: the
+    nearest thing to requests where those are not read. ``delay`` is added (seconds) to everything in both directions.
     """
 
     def __init__(self, host: str, port: int, *, scripts: dict[str, str] | None = None, reads: bool = True) -> None:
@@ -50,6 +51,7 @@ class FaultProxy:
         self.port = free_port()  # which stays free while the proxy refuses
         self.delay = 0.0
         self.requests: Counter[str] = Counter()
+        self.writes = 0
 
     async def __aenter__(self) -> Self:
         await self.accept()
@@ -184,6 +186,7 @@ class _Pair:
         reader, writer = self._client[0], self._server[1]
         parser = hiredis.Reader()
         while data := await self._read(reader):
+            self._proxy.writes += 1
             await self._proxy.pass_time()
             if self._proxy.reads:
                 parser.feed(data)

@@ -1,0 +1,102 @@
+"""However many wait for results in one process, the backend is asked by one: it tells him, or is polled once for all."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asyncqueue import Server
+from asyncqueue.backends.memory import MemoryBackend
+from asyncqueue.config import Settings
+from asyncqueue.connections.sqlite import Database
+from asyncqueue.signature import new_task_id
+from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.urls import backend_for
+from tests.opened import opened
+from tests.path.bench import Place, in_time
+from tests.path.proxied import proxied
+from tests.services import RedisCluster, RedisSentinel, RedisServer
+
+WAITERS = 1_000
+SECONDS = 1.0
+"""For how long requests are counted."""
+AT_MOST = 500
+"""Requests per second. If each waiter asked for itself, it would be thousands, even at the slowest rhythm of polling."""
+
+
+async def test_a_thousand_waiters_are_one_to_the_backend(
+    each_backend: Place, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [new_task_id() for _ in range(WAITERS)]
+    async with (
+        opened(backend_for(each_backend.url, Settings())) as others,
+        counted(each_backend, request, monkeypatch) as (url, count),
+        Server(broker="memory://", backend=url) as server,
+    ):
+        await others.begin([TaskState(task_uuid=task) for task in tasks])
+        waiting = [asyncio.create_task(server.result(task).get()) for task in tasks]
+        await asyncio.sleep(SECONDS / 2)  # all of them have begun to wait
+        before, since = count(), time.monotonic()
+        assert before > 0, "nothing is counted"
+        await asyncio.sleep(SECONDS)
+        rate = (count() - before) / (time.monotonic() - since)
+        assert not any(each.done() for each in waiting)
+        written = time.monotonic()
+        await others.put(
+            [
+                TaskState(task_uuid=task, state=State.SUCCESS, results=(TaskResult(type="int64", value=number),))
+                for number, task in enumerate(tasks)
+            ]
+        )
+        assert await in_time(asyncio.gather(*waiting)) == list(range(WAITERS))
+        took = time.monotonic() - written
+    print(f"{each_backend.kind}: {WAITERS} waiters make {rate:.0f} requests/s; all had their result {took:.2f} s later")
+    assert rate < AT_MOST
+
+
+@asynccontextmanager
+async def counted(
+    place: Place, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[str, Callable[[], int]]]:
+    """A URL of the place, and how many requests it has had: counted at the server where there are several, else on
+    the way to it; where there is no server, at the driver."""
+    match place.kind:
+        case "memory":
+            yield place.url, calls_of(MemoryBackend, "get", monkeypatch)
+        case "sqlite":
+            yield place.url, calls_of(Database, "_call", monkeypatch)
+        case "sentinel":
+            group: RedisSentinel = request.getfixturevalue("shared_redis_sentinel")
+            yield place.url, lambda: commands(*group.servers)
+        case "cluster":
+            cluster: RedisCluster = request.getfixturevalue("shared_redis_cluster")
+            yield place.url, lambda: commands(*cluster.servers)
+        case _:
+            async with proxied(place.url) as way:
+                yield way.url, lambda: way.writes
+
+
+def calls_of(owner: type, name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Count the calls of a method from now on, of whichever instance."""
+    inner = getattr(owner, name)
+    calls = 0
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return lambda: calls
+
+
+def commands(*servers: RedisServer) -> int:
+    """How many commands these have run, those of their own watchers too."""
+    lines = [line for each in servers for line in each.call("INFO", "stats").splitlines()]
+    found = [line.partition(":")[2] for line in lines if line.startswith("total_commands_processed")]
+    assert len(found) == len(servers)
+    return sum(map(int, found))
