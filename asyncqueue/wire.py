@@ -89,6 +89,15 @@ def encode_state_around_created_at(state: TaskState) -> tuple[bytes, bytes]:
         return _finished(_without_surrogates(state)), tail.encode()
 
 
+def encode_result(result: TaskResult) -> bytes:
+    """The bytes of one result, for a store whose own types do not hold every value. Raises ``ArgumentError`` for what
+    JSON cannot say."""
+    try:
+        return _finished(_result(result))
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise ArgumentError(f"a result of type {result.type}: {exc}") from None
+
+
 def encode_group(group: GroupMeta) -> bytes:
     """The bytes of a group's entry."""
     members = "null" if group.task_uuids is None else f"[{','.join(map(_quoted, group.task_uuids))}]"
@@ -158,6 +167,17 @@ def decode_state(data: bytes) -> TaskState:
     except RecursionError:
         raise BadMessage("undecodable", "nested too deep") from None
     return state
+
+
+def decode_result(data: bytes) -> TaskResult:
+    """One result. Raises ``BadMessage`` and nothing else, with reason ``undecodable`` or ``invalid_result``."""
+    try:
+        result = _fast(TaskResult, data, DEFAULT_LIMITS)
+        if result is None or _odd(result.value) or _may_hold_negative_zero(data):
+            return _slow(_result_in, data, DEFAULT_LIMITS, "invalid_result")
+    except RecursionError:
+        raise BadMessage("undecodable", "nested too deep") from None
+    return result
 
 
 def decode_group(data: bytes) -> GroupMeta:
@@ -284,11 +304,15 @@ def _results(state: TaskState) -> str:
     written: list[str] = []
     try:
         for result in state.results:
-            head = _RESULT_HEADS.get(result.type) or f'{{"Type":{_quoted(result.type)},"Value":'
-            written.append(f"{head}{_typed(result.type, result.value)}}}")
+            written.append(_result(result))
     except (ValueError, TypeError, RecursionError) as exc:
         raise ArgumentError(f"task {state.task_name or state.task_uuid}, result {len(written) + 1}: {exc}") from None
     return f"[{','.join(written)}]"
+
+
+def _result(result: TaskResult) -> str:
+    head = _RESULT_HEADS.get(result.type) or f'{{"Type":{_quoted(result.type)},"Value":'
+    return f"{head}{_typed(result.type, result.value)}}}"
 
 
 def _typed(name: str, value: Any) -> str:
