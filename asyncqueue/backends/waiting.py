@@ -82,10 +82,11 @@ class Waiters:
             self._stirred.set()
 
     def pace(self, shortest: float, longest: float) -> None:
-        """Look by itself in this rhythm from now on: for drivers that begin, or cease, to hear of writes."""
+        """Look by itself in this rhythm from now on, and once more at everything: for drivers that begin, or cease, to
+        hear of writes."""
         self._shortest, self._longest = shortest, longest
         self._look_soon()
-        self._stirred.set()
+        self.changed()  # nobody may tell of writes to what a look that is under way has read
 
     async def close(self) -> None:
         """End every watch with ``Unavailable``. Twice is no harm."""

@@ -306,3 +306,21 @@ async def test_a_change_of_pace_holds_at_once() -> None:
     await store.until_looks(5)
     store.write(State.SUCCESS, "a")
     assert await watching == {"a": State.SUCCESS}
+
+
+async def test_what_a_look_under_way_has_read_is_looked_at_again_once_the_driver_hears() -> None:
+    store, may_answer = Store(), asyncio.Event()
+
+    async def get(task_ids: Sequence[str]) -> list[TaskState | None]:
+        found = await store.get(task_ids)
+        await may_answer.wait()
+        return found
+
+    waiters = Waiters(get, shortest=0.001, longest=0.002)
+    store.write(State.PENDING, "a")
+    watching = asyncio.create_task(watch(waiters, "a"))
+    await store.until_looks(1)
+    store.write(State.SUCCESS, "a")  # of which nobody tells: the driver hears of what is read from now on
+    waiters.pace(NEVER, NEVER)
+    may_answer.set()
+    assert await watching == {"a": State.SUCCESS}
