@@ -32,8 +32,20 @@ DRIVERS = (
 )
 """The columns, by their names in the classes of contract pages and in the kinds of stores."""
 
-KINDS = ("stores", "one_store", "durable", "shared_store", "anywhere", "everywhere", "far", "each_broker")
-"""The parameters of path tests whose value is a kind of stores: ``broker`` or ``broker+backend``."""
+KINDS = (
+    "stores",
+    "one_store",
+    "durable",
+    "shared_store",
+    "anywhere",
+    "everywhere",
+    "far",
+    "each_broker",
+    "each_backend",
+    "each_lock",
+    "pair",
+)
+"""The parameters of path tests whose value is a kind of stores: one service, or ``broker+backend``."""
 
 FEWEST = 4
 """A run of fewer drivers shows no table: its own lines say it all."""

@@ -1,4 +1,4 @@
-"""What is held by nobody any more is taken over after its time, by one: tokens abandoned, processes killed or halted."""
+"""What nobody holds any more is taken over after its time, by one: tokens abandoned, processes killed or halted."""
 
 from __future__ import annotations
 

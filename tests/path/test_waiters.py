@@ -1,4 +1,4 @@
-"""However many wait for results in one process, the backend is asked by one: it tells him, or is polled once for all."""
+"""However many wait for results in one process, the backend is asked by one: it is told, or polls once for all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAITERS = 1_000
 SECONDS = 1.0
 """For how long requests are counted."""
 AT_MOST = 500
-"""Requests per second. If each waiter asked for itself, it would be thousands, even at the slowest rhythm of polling."""
+"""Requests per second. If each waiter asked for itself, it would be thousands, even in the slowest rhythm of polls."""
 
 
 async def test_a_thousand_waiters_are_one_to_the_backend(

@@ -1,0 +1,94 @@
+"""What happens to tasks whose results cannot be stored: the store is away for a while, or they are too big for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from asyncqueue import Server, TaskFailed
+from asyncqueue.brokers.base import QueueDepth
+from asyncqueue.engine.context import TaskContext
+from tests.path.bench import Bench, Stores, eventually, in_time
+from tests.path.conftest import url_of
+from tests.path.proxied import proxied
+
+TASKS = 20
+LEASE = 1.0
+LIMITS: dict[str, int] = {}
+"""The most bytes of an entry, of stores that have such a limit."""
+AWAY = ("redis",)
+"""Stores that can be away while the broker is not."""
+
+
+@pytest.mark.parametrize("seconds", [1.5 * LEASE, pytest.param(30.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("each_backend", AWAY)
+async def test_while_the_backend_is_away_messages_stay_unacked_and_then_all_ends_once(
+    each_backend: str, seconds: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    broker = f"sqlite:///{tmp_path / 'messages.db'}"
+    async with proxied(url_of(each_backend, request, tmp_path)) as way:
+        bench = Bench(Stores(f"sqlite+{each_backend}", broker, way.url))
+        server = bench.server(lease=LEASE)
+        gate, runs = asyncio.Event(), Counter[str]()
+
+        @server.task
+        async def work(ctx: TaskContext, number: int) -> int:
+            runs[ctx.task_id] += 1
+            await in_time(gate.wait())
+            return number
+
+        async with bench.working(server, concurrency=TASKS):
+            sent = await server.send_many([work.s(number) for number in range(TASKS)])
+            await eventually(lambda: all_run(runs))
+            await way.go_away()
+            gate.set()
+            await asyncio.sleep(seconds)
+            assert (await depth(server)).held == TASKS
+            await way.come_back()
+            assert await in_time(asyncio.gather(*(each.get() for each in sent))) == list(range(TASKS))
+            await eventually(lambda: is_empty(server))
+        assert set(runs.values()) == {1}
+        await bench.close()
+    print(f"{each_backend}: away for {seconds:g} s; {TASKS} tasks ended once, then")
+
+
+@pytest.mark.parametrize("each_backend", LIMITS)
+async def test_a_result_too_big_for_the_store_fails_its_task_and_no_other(
+    each_backend: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    limit = LIMITS[each_backend]
+    bench = Bench(Stores(f"memory+{each_backend}", "memory://", url_of(each_backend, request, tmp_path)))
+    server = bench.server()
+
+    @server.task
+    async def text(length: int) -> str:
+        return "x" * length
+
+    @server.task
+    async def length(text: str) -> int:
+        return len(text)
+
+    async with bench.working(server):
+        big, small, longer = await server.send_many([text.s(limit + 1), text.s(10), text.s(20)])
+        with pytest.raises(TaskFailed, match=f"the result could not be stored: EntryTooLarge: .*{limit} bytes"):
+            await in_time(big.get())
+        assert [len(await in_time(each.get())) for each in (small, longer)] == [10, 20]
+        await eventually(lambda: is_empty(server))
+        assert (await depth(server)).dead == 0
+    await bench.close()
+
+
+async def all_run(runs: Counter[str]) -> bool:
+    return len(runs) == TASKS
+
+
+async def is_empty(server: Server) -> bool:
+    return (await depth(server)).pending == 0
+
+
+async def depth(server: Server) -> QueueDepth:
+    (found,) = [each for each in await server.queues() if each.queue == server.settings.default_queue]
+    return found
