@@ -98,13 +98,14 @@ def encode_result(result: TaskResult) -> bytes:
         raise ArgumentError(f"a result of type {result.type}: {exc}") from None
 
 
-def encode_group(group: GroupMeta) -> bytes:
-    """The bytes of a group's entry."""
+def encode_group(group: GroupMeta, note: str = "") -> bytes:
+    """The bytes of a group's entry. ``note`` is a store's own word on it, which Go passes over; none is not written."""
     members = "null" if group.task_uuids is None else f"[{','.join(map(_quoted, group.task_uuids))}]"
     text = (
         f'{{"GroupUUID":{_quoted(group.group_uuid)},"TaskUUIDs":{members}'
         f',"ChordTriggered":{_BOOLEANS[group.chord_triggered]},"Lock":{_BOOLEANS[group.lock]}'
-        f',"CreatedAt":"{rfc3339.render(group.created_at)}","TTL":{group.ttl}}}'
+        f',"CreatedAt":"{rfc3339.render(group.created_at)}","TTL":{group.ttl}'
+        f"{f',{_NOTE}{_quoted(note)}' if note else ''}}}"
     )
     try:
         return _finished(text)
@@ -125,13 +126,7 @@ def encode_plan(plan: Plan) -> bytes:
 def decode_plan(plan_id: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Plan:
     """The plan in these bytes. Raises ``BadMessage`` and nothing else; ``limits`` hold for each signature."""
     head, *bodies = data.split(b"\n")
-    try:
-        ids = json.loads(head)["AqIds"]
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise BadMessage("undecodable", f"{plan_id} is no plan: {exc}") from None
-    if not isinstance(ids, list) or not all(isinstance(one, str) and not _SURROGATE.search(one) for one in ids):
-        raise BadMessage("undecodable", f"{plan_id} is no plan: AqIds is no list of UUIDs")
-    return Plan(plan_id, tuple(decode_signature(body, limits) for body in bodies), tuple(ids))
+    return Plan(plan_id, tuple(decode_signature(body, limits) for body in bodies), _ids_of_plan(plan_id, head))
 
 
 def decode_signature(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Signature:
@@ -189,6 +184,28 @@ def decode_group(data: bytes) -> GroupMeta:
         raise BadMessage("undecodable", "nested too deep") from None
 
 
+def decode_noted_group(data: bytes) -> tuple[GroupMeta, str]:
+    """A group and the note that was written with it, empty where there is none. Raises as ``decode_group`` does."""
+    noted = _NOTED.search(data)
+    if noted is None:
+        return decode_group(data), ""
+    try:
+        note = json.loads(noted[1])
+    except ValueError as exc:
+        raise BadMessage("undecodable", f"the note of a group: {exc}") from None
+    return decode_group(data[: noted.start()] + b"}"), note
+
+
+def is_group(data: bytes) -> bool:
+    """Whether these are the bytes of a group, where they may as well be a task's state or a plan."""
+    return data.startswith(b'{"GroupUUID":')
+
+
+def ids_of_plan(data: bytes) -> tuple[str, ...]:
+    """UUIDs of all that is in a plan; none where the bytes are a task's state or a group. Raises ``BadMessage``."""
+    return _ids_of_plan("an entry", data.partition(b"\n")[0]) if data.startswith(b'{"AqIds":[') else ()
+
+
 def readable_task_id(body: bytes) -> str | None:
     """The task UUID at the very start of a message, where Go and this package write it; None where there is none.
 
@@ -203,6 +220,8 @@ _LEADING_UUID = re.compile(rb'\s*\{\s*"UUID"\s*:\s*"([A-Za-z0-9_.:{}/-]{1,200})"
 
 # — out —
 
+_NOTE = '"AqNote":'
+_NOTED = re.compile(rb',"AqNote":("(?:[^"\\]|\\.)*")}$')  # at the end, where only ours can be
 _BOOLEANS = {False: "false", True: "true"}
 _RARE = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -497,6 +516,16 @@ def _odd_signature(signature: Signature) -> bool:
     if signature.on_success and any(map(_odd_signature, signature.on_success)):
         return True
     return bool(signature.on_error) and any(map(_odd_signature, signature.on_error or ()))
+
+
+def _ids_of_plan(name: str, head: bytes) -> tuple[str, ...]:
+    try:
+        ids = json.loads(head)["AqIds"]
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise BadMessage("undecodable", f"{name} is no plan: {exc}") from None
+    if not isinstance(ids, list) or not all(isinstance(one, str) and not _SURROGATE.search(one) for one in ids):
+        raise BadMessage("undecodable", f"{name} is no plan: AqIds is no list of UUIDs")
+    return tuple(ids)
 
 
 def _may_hold_negative_zero(data: bytes) -> bool:

@@ -5,13 +5,12 @@ An entry that has expired counts as none, also before it is swept away. Moments 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from asyncqueue import rfc3339
 from asyncqueue.backends.base import GroupClaim, Member, Progress
-from asyncqueue.connections.keeping import kept_until
+from asyncqueue.connections.keeping import kept_until, with_send_kept
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState, may_follow
 from asyncqueue.wire import decode_plan, encode_plan, encode_state
@@ -92,7 +91,10 @@ class States(Shelf[Record]):
             old = self.present(state.task_uuid, now)
             if not may_follow(state.state, old.state if old else None):
                 continue
-            self._record(_inherit(state, old) if old else state, keep, now, old.expires_at if old else 0.0)
+            if old is None:
+                self._record(state, keep, now)
+            else:
+                self._record(with_send_kept(state, old.task_name, old.created_at), keep, now, old.expires_at)
 
     def get(self, task_ids: Iterable[str], now: float) -> list[bytes | None]:
         """The bytes, in the order asked."""
@@ -254,14 +256,6 @@ class Plans(Shelf[Kept]):
         """UUIDs of all that is in it; none where there is no such plan."""
         plan = self.present(plan_id, now)
         return plan.ids if plan else ()
-
-
-def _inherit(state: TaskState, old: Record) -> TaskState:
-    changes: Mapping[str, object] = {
-        **({} if state.task_name else {"task_name": old.task_name}),
-        **({} if state.created_at != rfc3339.ZERO else {"created_at": old.created_at}),
-    }
-    return state.model_copy(update=changes) if changes else state
 
 
 def _meta_of(group: Group) -> GroupMeta:
