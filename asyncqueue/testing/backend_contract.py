@@ -9,7 +9,7 @@ import pytest
 
 from asyncqueue import rfc3339
 from asyncqueue.backends.base import Backend
-from asyncqueue.errors import Unavailable
+from asyncqueue.errors import EntryTooLarge, Unavailable
 from asyncqueue.state import State, TaskResult, TaskState
 from asyncqueue.testing.suite import BackendSuite, state, state_of
 
@@ -197,6 +197,17 @@ class BackendContract(BackendSuite):
         new = state("task_a", State.STARTED, name="add", created_at=SENT_AT)
         await self.backend.put([new])
         assert list(await self.backend.get(["task_a"])) == [new]
+
+    async def test_a_state_over_the_size_limit_is_named_and_nothing_is_written(self) -> None:
+        text = TaskResult(type="string", value=self.over_the_limit())
+        await self.backend.put([state("task_big", State.STARTED)])
+        small, big = state("task_a", State.SUCCESS), state("task_big", State.SUCCESS, results=(text,))
+        for write in (self.backend.put, self.backend.begin):
+            for batch in ([big], [small, big], [big, small]):
+                with pytest.raises(EntryTooLarge) as raised:
+                    await write(batch)
+                self.assert_names(raised.value, "task_big")
+                assert await self.states("task_a", "task_big") == [None, State.STARTED]
 
     # forget and expiry
 

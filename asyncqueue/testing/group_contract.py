@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import permutations
 
+import pytest
+
 from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
+from asyncqueue.errors import EntryTooLarge
 from asyncqueue.signature import Arg, Plan, Signature
 from asyncqueue.state import GroupMeta, State
 from asyncqueue.testing.suite import KEPT, BackendSuite, state
@@ -420,6 +423,33 @@ class GroupContract(BackendSuite):
         )
         assert sorted(claim.value for claim in claims) == ["mine"] + ["taken"] * (RACERS - 1)
 
+    async def test_what_follows_a_group_is_sent_once_however_its_members_race(self) -> None:
+        backends = [self.backend, *[await self.another_backend() for _ in range(3)]]
+        for round_number in range(3):
+            group_id = f"group_{round_number}"
+            tasks = [f"task_{round_number}_{number}" for number in range(RACERS)]
+            await self.backend.open_groups([group(group_id, *tasks)])
+            sent: list[str] = []
+
+            async def end(number: int, group_id: str, task_id: str, sent: list[str]) -> None:
+                backend = backends[number % len(backends)]
+                await backend.put([state(task_id, State.SUCCESS)])
+                progress = [Progress.BUSY]
+                while progress == [Progress.BUSY]:
+                    progress = await self._finish(task_id, group_id=group_id, backend=backend)
+                if progress == [Progress.COMPLETE]:
+                    claim = GroupClaim.BUSY
+                    while claim is GroupClaim.BUSY:
+                        claim = await backend.claim_group(group_id, task_id, LONG)
+                    if claim is GroupClaim.MINE:
+                        sent.append(task_id)
+                        await backend.mark_group_sent(group_id)
+
+            ends = (end(number, group_id, task_id, sent) for number, task_id in enumerate(tasks))
+            await self.in_time(asyncio.gather(*ends))
+            assert len(sent) == 1
+            assert await self._finish(tasks[0], group_id=group_id) == [Progress.TRIGGERED]
+
     async def test_what_was_marked_as_sent_nobody_can_claim(self) -> None:
         await self.backend.open_groups([group("group_a", "task_a")])
         await self.backend.claim_group("group_a", "me", self.claim_ttl)
@@ -498,6 +528,24 @@ class GroupContract(BackendSuite):
         for _ in range(2):
             await self.backend.put_plans([plan("plan_a", ids=("task_new",))])
             assert list(await self.backend.get_plans(["plan_a"])) == [plan("plan_a", ids=("task_new",))]
+
+    async def test_a_plan_over_the_size_limit_is_named_and_nothing_is_written(self) -> None:
+        text = Arg(type="string", value=self.over_the_limit())
+        big = Plan("plan_big", (Signature(uuid="task_a", name="big", args=(text,)),), ("task_a",))
+        for batch in ([big], [plan("plan_a"), big], [big, plan("plan_a")]):
+            with pytest.raises(EntryTooLarge) as raised:
+                await self.backend.put_plans(batch)
+            self.assert_names(raised.value, "plan_big")
+            assert list(await self.backend.get_plans(["plan_a", "plan_big"])) == [None, None]
+
+    async def test_a_group_over_the_size_limit_is_named_and_nothing_is_written(self) -> None:
+        length = len(self.over_the_limit())
+        big = group("group_big", *(f"task_{number:095}" for number in range(length // 100 + 1)))
+        for batch in ([big], [group("group_a"), big], [big, group("group_a")]):
+            with pytest.raises(EntryTooLarge) as raised:
+                await self.backend.open_groups(batch)
+            self.assert_names(raised.value, "group_big")
+            assert list(await self.backend.get_groups(["group_a", "group_big"])) == [None, None]
 
     # forget and expiry
 

@@ -127,6 +127,19 @@ class LockContract(Suite):
         assert await self.lock.acquire("key", LONG) is None
         assert await other.release("key", theirs)
 
+    async def test_of_20_who_race_for_a_key_whose_time_is_over_one_gets_it(self) -> None:
+        locks = [self.lock, *[await self.another_lock() for _ in range(19)]]
+        keys = [f"key-{number}" for number in range(5)]
+        stale = [await self.lock.acquire(key, self.ttl) for key in keys]
+        await self.advance(self.ttl * 1.2)
+        for key, old in zip(keys, stale, strict=True):
+            tokens = await asyncio.gather(*(lock.acquire(key, LONG) for lock in locks))
+            ((winner, token),) = [(lock, token) for lock, token in zip(locks, tokens, strict=True) if token]
+            assert old
+            assert not await self.lock.renew(key, old, LONG)
+            assert not await self.lock.release(key, old)
+            assert await winner.renew(key, token, LONG)
+
     async def test_renew_starts_the_time_anew(self) -> None:
         token = await self.lock.acquire("key", self.ttl)
         assert token

@@ -13,7 +13,7 @@ from asyncqueue import rfc3339
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Delivery, Inspector, Message, Tended
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
-from asyncqueue.errors import Unavailable
+from asyncqueue.errors import EntryTooLarge, Unavailable
 from asyncqueue.signature import Signature, new_task_id
 from asyncqueue.state import State, TaskResult, TaskState
 from asyncqueue.wire import decode_signature, encode_signature
@@ -230,6 +230,9 @@ class BackendSuite(Suite):
     expiry: float = 1.0
     """``results_expire_in`` (seconds) in the tests of expiry. A real service really waits that long."""
 
+    entry_limit: int | None = None
+    """The most bytes that an entry may have, where the store has a limit that an entry could meet."""
+
     async def make_backend(self, results_expire_in: float = KEPT) -> Backend:
         """A backend, not yet open, on the namespace of this test: fresh and empty at first. Each call returns an
         instance of its own, as another process would have it."""
@@ -246,6 +249,17 @@ class BackendSuite(Suite):
     async def another_backend(self, results_expire_in: float = KEPT) -> Backend:
         """One more open backend on the namespace: another process."""
         return await self.opened(await self.make_backend(results_expire_in))
+
+    def over_the_limit(self) -> str:
+        """A text too big for an entry of the store; skips the test where none is."""
+        if self.entry_limit is None:
+            pytest.skip("the store has no limit that an entry could meet")
+        return "x" * (self.entry_limit + 1)
+
+    def assert_names(self, error: EntryTooLarge, entry_id: str) -> None:
+        """It says which entry is too big, and the limit."""
+        assert entry_id in str(error)
+        assert f"{self.entry_limit} bytes" in str(error)
 
     async def states(self, *task_ids: str, backend: Backend | None = None) -> list[State | None]:
         """The states of these tasks, None where there is no entry."""
