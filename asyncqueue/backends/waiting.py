@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
-from asyncqueue.errors import Unavailable
+from asyncqueue.errors import AsyncQueueError, Unavailable
 from asyncqueue.state import TaskState
 
 LOOK_AT_ONCE = 500
@@ -32,9 +32,9 @@ Ending = tuple[str, TaskState | None]
 class Waiters:
     """Everybody of one backend who waits for final states.
 
-    ``get`` is the backend's; it is asked for at most ``LOOK_AT_ONCE`` UUIDs at a time. The hub looks by itself every
-    ``shortest`` seconds, growing to ``longest`` while nothing ends; a driver that hears of writes sets long pauses and
-    calls ``changed``. ``has_changed``, where given, is a cheap question asked before each look of that kind: was
+    ``get`` is the backend's; it is asked for at most ``LOOK_AT_ONCE`` UUIDs at a time. It may give an error in place of a
+    state: that ends the watches of this UUID, and no others. The hub looks by itself every ``shortest`` seconds, growing
+    to ``longest`` while nothing ends; a driver that hears of writes sets long pauses and calls ``changed``. ``has_changed``, where given, is a cheap question asked before each look of that kind: was
     anything written since it was last asked?
 
     An instance belongs to one event loop. Its task runs while somebody waits.
@@ -42,7 +42,7 @@ class Waiters:
 
     def __init__(
         self,
-        get: Callable[[Sequence[str]], Awaitable[Sequence[TaskState | None]]],
+        get: Callable[[Sequence[str]], Awaitable[Sequence[TaskState | AsyncQueueError | None]]],
         *,
         has_changed: Callable[[], Awaitable[bool]] | None = None,
         shortest: float = 0.005,
@@ -173,11 +173,17 @@ class Waiters:
             middle = len(task_ids) // 2  # one entry that cannot be read is not everybody's error: find it
             first = await self._look_at(task_ids[:middle])
             return await self._look_at(task_ids[middle:]) or first
-        endings = [(task_id, state) for task_id, state in found.items() if state is None or state.is_completed]
-        for task_id, state in endings:
-            for watcher in self._watchers.pop(task_id, ()):
-                watcher.tell((task_id, state))
-        return bool(endings)
+        any_ended = False
+        for task_id, state in found.items():
+            if isinstance(state, AsyncQueueError):
+                self._fail((task_id,), state)
+            elif state is None or state.is_completed:
+                for watcher in self._watchers.pop(task_id, ()):
+                    watcher.tell((task_id, state))
+            else:
+                continue
+            any_ended = True
+        return any_ended
 
     def _fail(self, task_ids: Iterable[str], error: Exception) -> None:
         for task_id in task_ids:

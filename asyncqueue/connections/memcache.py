@@ -155,6 +155,14 @@ def ending(until: float, now: float, left: int = 0) -> int:
     return left if left <= LONGEST_RELATIVE else ceil(now) + left
 
 
+def lasting_within(left: int, now: float) -> int:
+    """How to say that an entry lasts for no longer than another one that is there for ``left`` seconds."""
+    if left == FOREVER:
+        return 0
+    shorter = max(left - 1, 1)  # the server's clock may tick in between
+    return shorter if shorter <= LONGEST_RELATIVE else int(now) + shorter
+
+
 Answer: TypeAlias = "T | AsyncQueueError"
 """What one server said; or why it said nothing, which is no matter of the others."""
 
@@ -441,7 +449,11 @@ class _SocketPool(MemcachePool):
     async def _create_new_conn(self) -> Connection | None:
         if self.size() >= self._maxsize:
             return None
-        return Connection(*await asyncio.open_unix_connection(self._host))
+        connection = Connection(*await asyncio.open_unix_connection(self._host))
+        if self.size() < self._maxsize:
+            return connection
+        connection.writer.close()  # others were faster
+        return None
 
 
 def _in_parts(commands: Sequence[bytes]) -> Iterator[list[bytes]]:
