@@ -145,10 +145,10 @@ def _sha(text: str) -> str:
 # what a server says while it cannot serve, and may soon; the last one: while a slot of a cluster is on its way
 _TRANSIENT = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|NOGOODSLAVE|BUSY|MISCONF|OOM|UNBLOCKED)\b"
-    r"|non local key in a cluster"
+    r"|non local key in a cluster|cannot be used with replica"
 )
 # what a server says that was the master and is not any more
-_DEMOTED = re.compile(r"\b(READONLY|UNBLOCKED|MASTERDOWN)\b")
+_DEMOTED = re.compile(r"\b(READONLY|UNBLOCKED|MASTERDOWN)\b|cannot be used with replica")
 _TRANSIENT_CLASSES = (
     redis_errors.ReadOnlyError,
     redis_errors.ClusterDownError,  # MASTERDOWN too

@@ -162,10 +162,12 @@ class OnValkey(Suite):
         self.url = valkey_url
 
 
+@pytest.mark.long
 class TestValkeyBroker(OnValkey, OfBroker, BrokerContract):
     pass
 
 
+@pytest.mark.long
 class TestValkeyInspector(OnValkey, OfRedis, InspectorContract):
     pass
 
@@ -212,10 +214,12 @@ class OnTls(Suite):
         self.url = redis_tls_url
 
 
+@pytest.mark.long
 class TestTlsBroker(OnTls, OfBroker, BrokerContract):
     pass
 
 
+@pytest.mark.long
 class TestTlsInspector(OnTls, OfRedis, InspectorContract):
     pass
 
@@ -254,10 +258,12 @@ class OnSocket(Suite):
         self.url = redis_socket_url
 
 
+@pytest.mark.long
 class TestSocketBroker(OnSocket, OfBroker, BrokerContract):
     pass
 
 
+@pytest.mark.long
 class TestSocketInspector(OnSocket, OfRedis, InspectorContract):
     pass
 

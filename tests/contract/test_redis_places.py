@@ -381,6 +381,14 @@ async def _has(server: RedisServer, command: str, key: str, count: int) -> bool:
     return server.call(command, key).strip() == f":{count}"
 
 
+async def test_who_was_the_master_and_waits_for_replicas_is_asked_again_later(start_server: StartServer) -> None:
+    group = await asyncio.to_thread(start_server, RedisSentinel())
+    replica = next(each for each in group.pair if each is not group.master)
+    async with opened(RedisBroker(replica.url, replicas=1)) as broker:
+        with pytest.raises(Unavailable, match="cannot serve now"):
+            await broker.publish([message("a")])
+
+
 async def test_too_few_replicas_make_a_publish_uncertain(start_server: StartServer) -> None:
     group = start_server(RedisSentinel())
     async with opened(RedisBroker(group.url, replicas=1, reply_timeout=1.0)) as broker:

@@ -172,6 +172,7 @@ async def test_consumers_are_attached_again_each_time_a_connection_is_half_open_
     print(f"{times} half-open: {len(stream.sent)} tasks acknowledged, 0 lost, {stream.runs} runs")
 
 
+@pytest.mark.long
 async def test_when_a_node_dies_the_work_goes_on_at_the_other(
     cluster: tuple[RabbitServer, RabbitServer], redis_url: str
 ) -> None:

@@ -336,7 +336,7 @@ async def test_the_callback_of_a_group_whose_entry_is_gone_fails(
     sent = await send(server, chord([server.signature("member", n) for n in (1, 2, 3)], callback))
     await neighbour.client.delete(sent.outline.group_id)
     async with bench.working(server):
-        with pytest.raises(TaskFailed, match="gone"):
+        with pytest.raises(TaskFailed, match="group state lost"):
             await server.result(sent.outline.id).get(PATIENCE)
         await eventually(lambda: _begun(ledger, handler.uuid))
         await _is_at_rest(server)
