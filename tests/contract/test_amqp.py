@@ -84,6 +84,7 @@ class TestAmqpBrokerOnQuorumQueues(TestAmqpBroker):
             other._consuming.abandon()  # as if it had been killed
 
 
+@pytest.mark.long
 class TestAmqpBrokerWithPriorities(TestAmqpBroker):
     """Queues that know priorities."""
 

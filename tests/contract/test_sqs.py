@@ -69,6 +69,7 @@ class TestInspector(OnSqs, InspectorContract):
     """Standard queues."""
 
 
+@pytest.mark.long
 class TestFifoQueues(TestBroker):
     """FIFO queues, whose messages have no delay; what is given back keeps its place, and counts."""
 
