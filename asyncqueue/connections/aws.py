@@ -56,7 +56,7 @@ class Missing(SaidNo):
 class AwsAddress:
     """Where a service is, and who we are there.
 
-    ``endpoint`` is ``scheme://host[:port]``, ``path`` what follows it. Without ``region`` or ``access_key`` the
+    ``endpoint`` is ``scheme://host[:port]``, ``path`` what follows it, if anything does. Without ``region`` or ``access_key`` the
     library looks for them where all programs on AWS do: environment, profile, role of the machine.
     """
 
@@ -67,20 +67,22 @@ class AwsAddress:
     secret_key: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.endpoint.partition('://')[2]}/{self.path}"
+        return f"{self.endpoint.partition('://')[2]}/{self.path}".rstrip("/")
 
 
 _REGION = re.compile(
     r"(?:[\w-]+\.)*(?:sqs|dynamodb)(?:-fips)?\.(?P<region>[a-z0-9-]+)\.(?:vpce\.)?(?:amazonaws\.com(?:\.cn)?|api\.aws)"
 )
-_FORM = "https://[key:secret@]sqs.<region>.amazonaws.com/<account>, or another endpoint with ?region=<region>"
+_FORM = "https://[key:secret@]{}, or another endpoint with ?region=<region>"
+_SQS, _DYNAMODB = "sqs.<region>.amazonaws.com/<account>", "dynamodb.<region>.amazonaws.com"
 
 
-def parse_url(url: str) -> AwsAddress:
+def parse_url(url: str, *, has_account: bool = True) -> AwsAddress:
     """The address in a URL such as ``https://sqs.eu-west-1.amazonaws.com/123456789012``.
 
-    Its host names the region, or ``?region=`` does. A login is an access key and its secret, percent-encoded. Raises
-    ``ConfigError``, which never shows the secret.
+    Its host names the region, or ``?region=`` does. A login is an access key and its secret, percent-encoded.
+    ``has_account``: the account is its path; else it has none, as in ``https://dynamodb.eu-west-1.amazonaws.com``.
+    Raises ``ConfigError``, which never shows the secret.
     """
     try:
         parts = urlsplit(url)
@@ -88,8 +90,10 @@ def parse_url(url: str) -> AwsAddress:
             raise ValueError("it is no http:// or https:// URL")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         path = parts.path.strip("/")
-        if not path:
+        if has_account and not path:
             raise ValueError("the account is missing")
+        if path and not has_account:
+            raise ValueError("nothing follows the host")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         endpoint = f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port else "")
         if not (is_valid_endpoint_url(endpoint) or is_valid_ipv6_endpoint_url(endpoint)):
@@ -108,7 +112,8 @@ def parse_url(url: str) -> AwsAddress:
             secret_key=None if parts.password is None else unquote(parts.password),
         )
     except ValueError as exc:
-        raise ConfigError(f"{redact_url(url)!r}: {exc}; expected {_FORM}") from None
+        form = _FORM.format(_SQS if has_account else _DYNAMODB)
+        raise ConfigError(f"{redact_url(url)!r}: {exc}; expected {form}") from None
 
 
 # ---------------------------------------------------------------------------------------------------- calls
@@ -278,14 +283,16 @@ def _loader(search_path: str | None) -> Loader:
     return create_loader(search_path)
 
 
-_MISSING = frozenset({"QueueDoesNotExist", "NonExistentQueue"})
+_MISSING = frozenset({"QueueDoesNotExist", "NonExistentQueue", "ResourceNotFoundException"})
 _AWAY = frozenset(
     {
         "InternalError",
         "InternalFailure",
         "InternalServerError",
         "KmsThrottled",
+        "LimitExceededException",
         "OverLimit",
+        "ProvisionedThroughputExceededException",
         "QueueDeletedRecently",
         "RequestLimitExceeded",
         "RequestThrottled",
@@ -295,6 +302,8 @@ _AWAY = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
+        "TransactionConflictException",
+        "TransactionInProgressException",
     }
 )
 _STRANGERS = frozenset(
@@ -303,10 +312,13 @@ _STRANGERS = frozenset(
         "ExpiredToken",
         "ExpiredTokenException",
         "IncompleteSignature",
+        "IncompleteSignatureException",
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
         "InvalidSecurity",
+        "InvalidSignatureException",
         "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
         "SignatureDoesNotMatch",
         "UnrecognizedClientException",
     }
