@@ -32,10 +32,11 @@ Ending = tuple[str, TaskState | None]
 class Waiters:
     """Everybody of one backend who waits for final states.
 
-    ``get`` is the backend's; it is asked for at most ``LOOK_AT_ONCE`` UUIDs at a time. It may give an error in place of a
-    state: that ends the watches of this UUID, and no others. The hub looks by itself every ``shortest`` seconds, growing
-    to ``longest`` while nothing ends; a driver that hears of writes sets long pauses and calls ``changed``. ``has_changed``, where given, is a cheap question asked before each look of that kind: was
-    anything written since it was last asked?
+    ``get`` is the backend's; it is asked for at most ``LOOK_AT_ONCE`` UUIDs at a time. An error in the place of a state
+    ends the watches of that UUID, and no others. The hub looks by itself every ``shortest`` seconds, growing to
+    ``longest`` while nothing ends; a driver that hears of writes sets long pauses and calls ``changed``.
+    ``has_changed``, where given, is a cheap question asked before each look of that kind: was anything written since
+    it was last asked?
 
     An instance belongs to one event loop. Its task runs while somebody waits.
     """

@@ -52,8 +52,8 @@ _FIRST_DRAW = 2
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a group's entry says beside what Machinery does. ``owner`` has claimed what follows it, until ``until`` (unix
-    seconds). None: nobody has, or it was sent."""
+    """What a group's entry says beside what Machinery does. ``owner`` has claimed what follows it, until ``until``, in
+    unix seconds; None where nobody has, or where it was sent."""
 
     is_complete: bool = False
     owner: str | None = None

@@ -31,6 +31,11 @@ def scenarios() -> list[Path]:
     return sorted(GOLDEN.glob("v*/redis/*/*.json"))
 
 
+def memcache_scenarios() -> list[Path]:
+    """Every scenario of both versions whose results are in Memcached."""
+    return sorted(GOLDEN.glob("v*/memcache/*.json"))
+
+
 def texts(path: Path, start: str) -> list[str]:
     """The JSON texts within a scenario that begin so, each once."""
     found = dict.fromkeys(text for text in _strings(json.loads(path.read_text())) if text.startswith(start))

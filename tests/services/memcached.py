@@ -1,0 +1,132 @@
+"""Memcached, one server or several."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from tests.services.server import Program, Server, free_port, refuse_port_in_use
+
+MEMCACHED = Program("memcached", "memcached", "Memcached")
+
+
+class MemcachedServer(Server):
+    """A memcached of our own. ``item_size_max`` is the size limit (bytes) of an entry, ``memory`` all that it keeps
+    (megabytes), ``on_socket`` whether it listens on a unix socket and not on a port."""
+
+    name = "memcached"
+
+    def __init__(self, *, item_size_max: int = 1024 * 1024, memory: int = 64, on_socket: bool = False) -> None:
+        super().__init__()
+        self.item_size_max = item_size_max
+        self.port = 0
+        self._memory = memory
+        self._on_socket = on_socket
+
+    @property
+    def place(self) -> str:
+        """What a URL says of it: ``host:port``, or the path of its socket."""
+        return str(self.socket_path) if self._on_socket else f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """``memcache://…``, of this one alone."""
+        return f"memcache://{self.place}"
+
+    @property
+    def socket_path(self) -> Path:
+        """Its unix socket."""
+        return self.folder / "memcached.sock"
+
+    def prepare(self) -> None:
+        MEMCACHED.require()
+        self.port = 0 if self._on_socket else free_port()
+
+    def command(self) -> Sequence[str]:
+        limits = ["-m", str(self._memory), "-I", str(self.item_size_max), "-t", "2", "-u", "root"]
+        if self._on_socket:
+            return [MEMCACHED.require(), *limits, "-s", str(self.socket_path)]
+        refuse_port_in_use(self.port)
+        return [MEMCACHED.require(), *limits, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0"]
+
+    def answers(self) -> bool:
+        try:
+            return f"STAT pid {self.pid}\r\n" in self.call("stats", ends_with="END\r\n")
+        except (OSError, RuntimeError):
+            return False
+
+    def call(self, command: str, *, ends_with: str = "\r\n") -> str:
+        """One command; the raw reply. For the life of a server, not for tests of data."""
+        return call(self.place, command, ends_with=ends_with)
+
+
+class Memcacheds:
+    """Two memcached of our own, used as one store, with room for entries of 4 MiB."""
+
+    name = "memcached"
+
+    def __init__(self) -> None:
+        self.servers = [MemcachedServer(item_size_max=4 * 1024 * 1024) for _ in range(2)]
+
+    @property
+    def url(self) -> str:
+        """``memcache://host:port,host:port``."""
+        return f"memcache://{','.join(server.place for server in self.servers)}"
+
+    def start(self) -> Memcacheds:
+        """Start both. Leaves nothing behind when that fails."""
+        try:
+            for server in self.servers:
+                server.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End both. Twice is no harm."""
+        for server in self.servers:
+            server.stop()
+
+    def __enter__(self) -> Memcacheds:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def variables(self) -> Mapping[str, str]:
+        """Its URL, by its name in ``VARIABLES``."""
+        return {"MEMCACHE_URL": self.url}
+
+
+def call(place: str, command: str, *, ends_with: str = "\r\n") -> str:
+    """One command to ``host:port``, or to the socket with that path; the raw reply."""
+    parts = urlsplit(f"//{place}")
+    with socket.socket(socket.AF_UNIX if place.startswith("/") else socket.AF_INET) as connection:
+        connection.settimeout(5)
+        connection.connect(place if place.startswith("/") else (parts.hostname, parts.port))
+        connection.sendall(f"{command}\r\n".encode())
+        reply = b""
+        while not reply.endswith(ends_with.encode()):
+            more = connection.recv(65_536)
+            if not more:
+                raise ConnectionResetError(f"memcached at {place} closed the connection")
+            reply += more
+        return reply.decode()
+
+
+def item_size_max(url: str) -> int:
+    """The size limit (bytes) of an entry on the first server of a ``memcache://`` URL."""
+    settings = call(url.partition("://")[2].split(",")[0], "stats settings", ends_with="END\r\n")
+    return int(settings.partition("STAT item_size_max ")[2].partition("\r\n")[0])
+
+
+def empty(url: str) -> None:
+    """Drop all that is on the servers of a ``memcache://`` URL."""
+    for place in url.partition("://")[2].split(","):
+        reply = call(place, "flush_all")
+        if reply != "OK\r\n":
+            raise RuntimeError(f"memcached at {place}: {reply!r}")
