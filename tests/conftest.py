@@ -10,11 +10,14 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from fcntl import LOCK_EX, flock
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+import pymongo
 import pytest
 import redis
 from botocore.session import get_session
@@ -23,7 +26,10 @@ from redis.retry import Retry
 
 from tests import blocking, matrix
 from tests.services import (
+    DynamoServer,
     ElasticServer,
+    Memcacheds,
+    MongoServer,
     PubSubServer,
     Rabbit,
     RabbitServer,
@@ -32,6 +38,7 @@ from tests.services import (
     RedisServer,
     ServiceMissing,
     ValkeyServer,
+    memcached,
     share,
     wait_until_reachable,
 )
@@ -46,6 +53,8 @@ class Startable(Protocol):
 
 AnyServer = TypeVar("AnyServer", bound=Startable)
 DATABASES = 64
+DYNAMODB_KEYS = {"task_states": "TaskUUID", "group_metas": "GroupUUID", "aq_locks": "Name"}
+"""The tables of DynamoDB, and their keys."""
 
 
 class StartServer(Protocol):
@@ -55,22 +64,27 @@ class StartServer(Protocol):
 
 
 blocking.watch()
-_SHARED_RABBIT = RabbitServer(tls=True)
-"""It takes seconds to start: where tests run in several processes, these share one."""
+_SHARED = {"RABBITMQ_URL": RabbitServer(tls=True), "DYNAMODB_URL": DynamoServer(), "MONGODB_URL": MongoServer()}
+"""They take seconds to start: where tests run in several processes, these share one. By the variables that say where
+somebody else runs one."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Launch what the processes of this run share; it comes up while they collect their tests."""
     is_one_of_them = "PYTEST_XDIST_WORKER" in os.environ
-    if session.config.getoption("numprocesses", None) and not is_one_of_them and not os.environ.get("RABBITMQ_URL"):
-        with suppress(ServiceMissing):  # the tests that want it say so
-            _SHARED_RABBIT.launch()
-            os.environ.update(_SHARED_RABBIT.variables())
+    if not session.config.getoption("numprocesses", None) or is_one_of_them:
+        return
+    for variable, server in _SHARED.items():
+        if not os.environ.get(variable):
+            with suppress(ServiceMissing):  # the tests that want it say so
+                server.launch()
+                os.environ.update(server.variables())
 
 
 def pytest_sessionfinish() -> None:
     """Whatever became of the tests, nothing is left behind."""
-    _SHARED_RABBIT.stop()
+    for server in _SHARED.values():
+        server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -202,14 +216,7 @@ def shared_sqs() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def sqs_client(shared_sqs: str) -> Iterator[Any]:
     """A client of the session's SQS that blocks, to look after its queues."""
-    parts = urlsplit(shared_sqs)
-    client = get_session().create_client(
-        "sqs",
-        region_name=dict(parse_qsl(parts.query)).get("region"),
-        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
-        aws_access_key_id=parts.username,
-        aws_secret_access_key=parts.password,
-    )
+    client = _aws_client("sqs", shared_sqs)
     yield client
     client.close()
 
@@ -222,6 +229,58 @@ def sqs_url(shared_sqs: str, sqs_client: Any) -> Iterator[str]:
     for url in sqs_client.list_queues().get("QueueUrls", ()):
         if url not in before:
             sqs_client.delete_queue(QueueUrl=url)
+
+
+@pytest.fixture(scope="session")
+def shared_dynamodb() -> Iterator[str]:
+    """The URL of one DynamoDB for the whole session: that of ``DYNAMODB_URL``, or a DynamoDB Local of our own.
+    Most tests want ``dynamodb_url`` instead, which has the tables."""
+    if url := os.environ.get("DYNAMODB_URL"):
+        wait_until_reachable(url)
+        yield url
+        return
+    server = _start(DynamoServer())
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def bare_dynamodb_url(shared_dynamodb: str) -> str:
+    """``http://key:secret@host:port?region=…``: a key of this test alone, for which there are no tables."""
+    return _with_fresh_key(shared_dynamodb)
+
+
+@pytest.fixture(scope="session")
+def dynamodb_tables(shared_dynamodb: str) -> Iterator[tuple[str, Any]]:
+    """A URL for which the tables are there, and a client that blocks, to look after them."""
+    url = _with_fresh_key(shared_dynamodb)
+    client = _aws_client("dynamodb", url)
+    for table, key in DYNAMODB_KEYS.items():
+        client.create_table(
+            TableName=table,
+            KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+            BillingMode="PAY_PER_REQUEST",
+        )
+    yield url, client
+    for table in DYNAMODB_KEYS:
+        client.delete_table(TableName=table)
+    client.close()
+
+
+@pytest.fixture
+def dynamodb_url(dynamodb_tables: tuple[str, Any]) -> Iterator[str]:
+    """``http://key:secret@host:port?region=…``: empty tables, emptied again at the end of the test."""
+    url, client = dynamodb_tables
+    yield url
+    for table, key in DYNAMODB_KEYS.items():
+        found = client.get_paginator("scan").paginate(
+            TableName=table, ProjectionExpression="#key", ExpressionAttributeNames={"#key": key}
+        )
+        items = [item for page in found for item in page["Items"]]
+        for start in range(0, len(items), 25):
+            deletions = [{"DeleteRequest": {"Key": item}} for item in items[start : start + 25]]
+            client.batch_write_item(RequestItems={table: deletions})
 
 
 @pytest.fixture(scope="session")
@@ -240,6 +299,56 @@ def shared_pubsub() -> Iterator[str]:
 def pubsub_url(shared_pubsub: str) -> str:
     """``gcppubsub://project/subscription?emulator=…``: a project for this test alone."""
     return f"gcppubsub://test-{secrets.token_hex(6)}/workers?emulator={shared_pubsub}"
+
+
+@pytest.fixture(scope="session")
+def shared_mongo() -> Iterator[str]:
+    """The URL of one MongoDB for the whole session: that of ``MONGODB_URL``, or a SecantusDB of our own. Most tests
+    want ``mongo_url`` instead, which is a database of it."""
+    if url := os.environ.get("MONGODB_URL"):
+        wait_until_reachable(url)
+        yield url
+        return
+    server = _start(MongoServer())
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mongo_client(shared_mongo: str) -> Iterator[Any]:
+    """A client of the session's MongoDB that blocks, to look after its databases."""
+    with pymongo.MongoClient[dict[str, Any]](shared_mongo) as client:
+        yield client
+
+
+@pytest.fixture
+def mongo_url(shared_mongo: str, mongo_client: Any) -> Iterator[str]:
+    """``mongodb://…/database``: a database for this test alone, gone at its end."""
+    name = f"test-{secrets.token_hex(6)}"
+    yield urlunsplit(urlsplit(shared_mongo)._replace(path=f"/{name}"))
+    mongo_client.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def shared_memcache() -> Iterator[str]:
+    """The URL of some memcached for the whole session: those of ``MEMCACHE_URL``, or two of our own. Tests want
+    ``memcache_url`` instead."""
+    if url := os.environ.get("MEMCACHE_URL"):
+        for place in url.partition("://")[2].split(","):
+            wait_until_reachable(f"//{place}")
+        yield url
+        return
+    servers = _start(Memcacheds())
+    yield servers.url
+    servers.stop()
+
+
+@pytest.fixture
+def memcache_url(shared_memcache: str) -> Iterator[str]:
+    """``memcache://…,…``: memcached that are empty, and this test's alone for as long as it runs."""
+    with _turn("memcached") if os.environ.get("MEMCACHE_URL") else nullcontext():
+        memcached.empty(shared_memcache)
+        yield shared_memcache
 
 
 @pytest.fixture
@@ -313,6 +422,33 @@ def _start(server: AnyServer) -> AnyServer:
     except ServiceMissing as exc:
         reason = str(exc)
     unavailable(reason)
+
+
+@contextmanager
+def _turn(name: str) -> Iterator[None]:
+    """Wait until no other process has this turn: for a service in which tests cannot keep out of each other's way."""
+    with Path(gettempdir(), f"asyncqueue-tests-{name}.turn").open("w") as file:
+        flock(file, LOCK_EX)
+        yield
+
+
+def _aws_client(service: str, url: str) -> Any:
+    """A client that blocks."""
+    parts = urlsplit(url)
+    return get_session().create_client(
+        service,
+        region_name=dict(parse_qsl(parts.query)).get("region"),
+        endpoint_url=f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        aws_access_key_id=parts.username,
+        aws_secret_access_key=parts.password,
+    )
+
+
+def _with_fresh_key(url: str) -> str:
+    """The same DynamoDB Local, seen with an access key that nobody else has."""
+    parts = urlsplit(url)
+    place = f"test{secrets.token_hex(8)}:test@{parts.hostname}:{parts.port}"
+    return urlunsplit(parts._replace(netloc=place))
 
 
 def _empty_database(url: str) -> Iterator[str]:

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from tests.services.dynamodb import DynamoServer
+from tests.services.memcached import Memcacheds, MemcachedServer
+from tests.services.mongo import MongoServer
 from tests.services.pubsub import EmulatorServer, PubSubServer
 from tests.services.rabbit import Rabbit, RabbitServer
 from tests.services.redis import RedisCluster, RedisSentinel, RedisServer, ValkeyServer
@@ -22,8 +25,12 @@ from tests.services.sqs import ElasticServer
 
 __all__ = [
     "VARIABLES",
+    "DynamoServer",
     "ElasticServer",
     "EmulatorServer",
+    "MemcachedServer",
+    "Memcacheds",
+    "MongoServer",
     "PubSubServer",
     "Rabbit",
     "RabbitServer",
@@ -47,5 +54,9 @@ VARIABLES = {
     "RABBITMQ_MANAGEMENT_URL": "its management API, e.g. http://guest:guest@127.0.0.1:15672",
     "RABBITMQ_TLS_URL": "the same over TLS, e.g. amqps://guest:guest@localhost:5671/?cafile=.services/tls/ca.crt",
     "PUBSUB_EMULATOR_HOST": "a Pub/Sub emulator, or pstest, in which the tests may make projects, e.g. 127.0.0.1:8085",
+    "MONGODB_URL": "a MongoDB in which the tests may make databases, e.g. mongodb://127.0.0.1:27017/?replicaSet=rs0",
+    "MEMCACHE_URL": "two memcached -I 4m that the tests may empty, e.g. memcache://127.0.0.1:11211,127.0.0.1:11212",
+    "DYNAMODB_URL": "a DynamoDB Local without -sharedDb, so that each access key has tables of its own, e.g."
+    " http://test:test@127.0.0.1:8000?region=local",
     "SQS_URL": "an SQS in which the tests may make queues, e.g. http://test:test@127.0.0.1:9324/000000000000?region=x",
 }

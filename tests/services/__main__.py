@@ -22,15 +22,18 @@ from pathlib import Path
 
 from tests.services import VARIABLES
 from tests.services.certificates import OPENSSL, make_certificates
+from tests.services.dynamodb import DYNAMODB_LOCAL, DynamoServer
 from tests.services.maven import JAVA, MAVEN
+from tests.services.memcached import MEMCACHED, Memcacheds
+from tests.services.mongo import SECANTUS, MongoServer
 from tests.services.pubsub import GO, PSTEST, PubSubServer
 from tests.services.rabbit import RABBITMQ, RabbitServer
 from tests.services.redis import REDIS, RedisServer
 from tests.services.server import Fetched, Program, ServiceMissing, StartFailed, started
 from tests.services.sqs import ELASTICMQ, ElasticServer
 
-PROGRAMS: Sequence[Program] = (REDIS, OPENSSL, RABBITMQ, JAVA, MAVEN, GO)
-FETCHED: Sequence[Fetched] = (ELASTICMQ, PSTEST)
+PROGRAMS: Sequence[Program] = (REDIS, OPENSSL, RABBITMQ, MEMCACHED, JAVA, MAVEN, GO)
+FETCHED: Sequence[Fetched] = (ELASTICMQ, DYNAMODB_LOCAL, PSTEST, SECANTUS)
 
 
 def install() -> int:
@@ -97,9 +100,17 @@ def run(command: Sequence[str]) -> int:
     """Run a command beside every server, with the URLs in its environment; returns its exit code."""
     # SIGTERM must not leave the servers behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    servers = (RabbitServer(tls=True), ElasticServer(), PubSubServer(), RedisServer(tls=True, databases=64))
-    with started(*servers):
+    servers = (
+        RabbitServer(tls=True),
+        ElasticServer(),
+        DynamoServer(),
+        PubSubServer(),
+        MongoServer(),
+        RedisServer(tls=True, databases=64),
+    )
+    with started(*servers), Memcacheds() as memcacheds:
         urls = {variable: url for server in servers for variable, url in server.variables().items()}
+        urls |= memcacheds.variables()
         print(*(f"{variable}={url}" for variable, url in urls.items()), sep="\n", flush=True)
         return subprocess.run(command, env=os.environ | urls, check=False).returncode
 

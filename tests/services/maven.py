@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.services.server import SERVICES, Program, ServiceMissing
 
-JAVA = Program("java", "default-jre-headless", "SQS")
-MAVEN = Program("mvn", "maven", "SQS")
+JAVA = Program("java", "default-jre-headless", "SQS, DynamoDB")
+MAVEN = Program("mvn", "maven", "SQS, DynamoDB")
 
 
 @dataclass(frozen=True, slots=True)
