@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from asyncqueue import Server, Worker
 from asyncqueue.config import Settings
@@ -70,6 +70,12 @@ class Bench:
             return
         async with Worker(server, **{"grace": 5.0, **options}) as worker:
             yield worker
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         for server in self._servers:

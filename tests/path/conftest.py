@@ -18,10 +18,9 @@ FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
 FORMS = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("socket", "tls", "sentinel"))
 """Other ways to one Redis."""
-BACKENDS = ("memory", "sqlite", "redis", "sentinel", "cluster")
+SENTINEL = pytest.param("sentinel", marks=pytest.mark.long)
+BACKENDS = ("memory", "sqlite", "redis", SENTINEL, "cluster", "rabbit", "mongo", "dynamodb", "memcache")
 """Services that keep results."""
-LOCKS = ("memory", "sqlite", "redis", "sentinel", "cluster")
-"""Services that have locks."""
 DURABLE = ("sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
 
 
@@ -85,9 +84,9 @@ def each_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place(request.param, url_of(request.param, request, tmp_path))
 
 
-@pytest.fixture(params=LOCKS)
+@pytest.fixture
 def each_lock(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A fresh place of each service that has locks."""
+    """A fresh place of a service that has locks, which the test names as its parameter."""
     return Place(request.param, url_of(request.param, request, tmp_path))
 
 
@@ -130,7 +129,7 @@ _FIXTURES = {
     "rabbit": "amqp_url",
     "sqs": "sqs_url",
     "pubsub": "pubsub_url",
-    "mongo": "mongodb_url",
+    "mongo": "mongo_url",
     "dynamodb": "dynamodb_url",
     "memcache": "memcache_url",
 }

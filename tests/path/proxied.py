@@ -44,4 +44,7 @@ async def proxied(url: str) -> AsyncIterator[Proxied]:
             host, _, port = place.rpartition(":")
             proxies.append(await stack.enter_async_context(FaultProxy(host, int(port), reads=False)))
         there = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
-        yield Proxied(urlunsplit(parts._replace(netloc=f"{login}{at}{there}")), proxies)
+        query = parts.query
+        if parts.scheme == "mongodb":  # its members would name themselves, and be reached without us
+            query = "&".join(filter(None, [query, "directConnection=true"]))
+        yield Proxied(urlunsplit(parts._replace(netloc=f"{login}{at}{there}", query=query)), proxies)

@@ -26,16 +26,22 @@ from tests.path.bench import Place, in_time
 PROCESSES = 3
 """Backends that race: each as another worker process would have it."""
 
-FINISHERS = 100
-SLOW = ("mongo", "dynamodb", "rabbit")
-"""Where the test server is slow under contention: twenty finishers, ten times at most."""
+COUNTS = 100, 5, 50
+"""Finishers, and how often they race: by default, and in the long run."""
+SLOW = dict.fromkeys(("mongo", "dynamodb", "rabbit"), (20, 2, 10))
+"""The same where the test server is slow under contention."""
 SPREADS = 0.0, 0.05, 0.2
 """Within how long (seconds) they all finish."""
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.long)])
-async def test_the_callback_of_a_group_is_sent_once_however_its_members_race(each_backend: Place, rounds: int) -> None:
-    finishers, rounds = (20, min(rounds, 10)) if each_backend.kind in SLOW else (FINISHERS, rounds)
+@pytest.mark.parametrize(
+    "is_long", [pytest.param(False, id="short"), pytest.param(True, id="long", marks=pytest.mark.long)]
+)
+async def test_the_callback_of_a_group_is_sent_once_however_its_members_race(
+    each_backend: Place, is_long: bool
+) -> None:
+    finishers, *counts = SLOW.get(each_backend.kind, COUNTS)
+    rounds = counts[is_long]
     began = time.monotonic()
     async with backends_at(each_backend.url, PROCESSES) as backends:
         for number in range(rounds):

@@ -16,15 +16,22 @@ from tests.path.bench import PATIENCE, Bench, in_time
 from tests.path.conftest import stores_of
 
 PAIRS = (
-    "memory+redis",
+    "memory+memcache",
+    "memory+dynamodb",
     "sqlite+memory",
+    "sqlite+mongo",
     "redis+sqlite",
+    "redis+mongo",
+    "redis+rabbit",
     "rabbit+redis",
-    "rabbit+sqlite",
-    "sqs+redis",
+    "rabbit+rabbit",
+    "sqs+dynamodb",
+    "sqs+memcache",
+    "pubsub+redis",
     "pubsub+sqlite",
     "pubsub+memory",
 )
+"""``broker+backend``: each of them stands in two at least."""
 MEMBERS = 5
 
 
@@ -33,13 +40,12 @@ async def test_a_pair_sends_retries_chains_joins_and_fails(
     pair: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     matrix.note(request.node, "path/test_every_backend", request.node.originalname, pair.partition("+")[2])
-    bench = Bench(stores_of(pair, request, tmp_path))
-    server = bench.server(worker={"concurrency": 20})
-    async with bench.working(server):
-        began = time.monotonic()
-        await in_time(asyncio.gather(*(walk(server) for walk in WALKS)))
-        print(f"{pair}: {len(WALKS)} walks in {time.monotonic() - began:.2f} s")
-    await bench.close()
+    async with Bench(stores_of(pair, request, tmp_path)) as bench:
+        server = bench.server()
+        async with bench.working(server, concurrency=20):
+            began = time.monotonic()
+            await in_time(asyncio.gather(*(walk(server) for walk in WALKS)))
+            print(f"{pair}: {len(WALKS)} walks in {time.monotonic() - began:.2f} s")
 
 
 async def sends(server: Server) -> None:

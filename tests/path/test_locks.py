@@ -15,7 +15,6 @@ import pytest
 
 from asyncqueue.config import Settings
 from asyncqueue.locks.base import Lock
-from asyncqueue.testing.suite import GRAIN
 from asyncqueue.urls import lock_for
 from tests.path.bench import Place, in_time
 from tests.path.holders import LOST
@@ -26,16 +25,24 @@ from tests.path.watching import until
 TAKERS = 10
 TOKEN_TTL = 0.05
 HOLDER_TTL = 1.0
-KILLED = 20
 HALTED = 2
 LONG = 600.0
+GRAIN = 0.002
+"""How much earlier (seconds) is still on time: a service rounds moments to its own grain."""
 AT_ONCE = 100
-SLOW = {"mongo": 200, "dynamodb": 200}
-"""How many tokens are abandoned where a test server is slow under contention; elsewhere a thousand."""
 
 
-async def test_of_ten_who_race_for_an_abandoned_key_one_gets_it_after_its_time(each_lock: Place) -> None:
-    count = SLOW.get(each_lock.kind, 1_000)
+def on_every_lock(count: int, *, where_slow: int) -> pytest.MarkDecorator:
+    """Run a test on each service that has locks with a ``count``; with fewer where the test server is slow, but for the
+    long run."""
+    fast = [(kind, count) for kind in ("memory", "sqlite", "redis", "cluster")]
+    slow = [(kind, where_slow) for kind in ("mongo", "dynamodb")]
+    full = [pytest.param(kind, count, marks=pytest.mark.long) for kind in ("sentinel", "mongo", "dynamodb")]
+    return pytest.mark.parametrize(("each_lock", "count"), [*fast, *slow, *full], indirect=["each_lock"])
+
+
+@on_every_lock(1_000, where_slow=30)
+async def test_of_ten_who_race_for_an_abandoned_key_one_gets_it_after_its_time(each_lock: Place, count: int) -> None:
     began = time.monotonic()
     async with locks_at(each_lock.url, 1 + TAKERS) as (abandoner, *takers):
         slots = asyncio.Semaphore(AT_ONCE)
@@ -61,7 +68,7 @@ async def taken_over(key: str, abandoner: Lock, takers: list[Lock]) -> float:
     winners: list[tuple[Lock, str, float]] = []
 
     async def race(taker: Lock) -> None:
-        await asyncio.sleep(TOKEN_TTL * random.uniform(0.8, 1.1))
+        await asyncio.sleep(TOKEN_TTL * random.uniform(0.6, 1.1))
         while True:
             token = await taker.acquire(key, LONG)
             if token:
@@ -79,12 +86,19 @@ async def taken_over(key: str, abandoner: Lock, takers: list[Lock]) -> float:
     return taken_at - held_until
 
 
-async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(each_lock: Place, tmp_path: Path) -> None:
+@on_every_lock(20, where_slow=4)
+async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
+    each_lock: Place, count: int, tmp_path: Path
+) -> None:
     if each_lock.kind == "memory":
         pytest.skip("another process cannot reach it")
-    ledger, keys = Ledger(tmp_path / "ledger"), [f"key-{number}" for number in range(HALTED + KILLED)]
+    ledger, keys = Ledger(tmp_path / "ledger"), [f"key-{number}" for number in range(HALTED + count)]
     halted, killed = keys[:HALTED], keys[HALTED:]
-    async with opened_nursery("tests.path.holders") as nursery, locks_at(each_lock.url, 2) as takers:
+    module = "redis" if each_lock.kind in ("sentinel", "cluster") else each_lock.kind
+    async with (
+        opened_nursery("tests.path.holders", f"asyncqueue.locks.{module}") as nursery,
+        locks_at(each_lock.url, 2) as takers,
+    ):
         holders = {
             key: await nursery.start(
                 "tests.path.holders",

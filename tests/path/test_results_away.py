@@ -14,12 +14,13 @@ from asyncqueue.engine.context import TaskContext
 from tests.path.bench import Bench, Stores, eventually, in_time
 from tests.path.conftest import url_of
 from tests.path.proxied import proxied
+from tests.services.memcached import item_size_max
 
 TASKS = 20
 LEASE = 1.0
-LIMITS: dict[str, int] = {}
-"""The most bytes of an entry, of stores that have such a limit."""
-AWAY = ("redis",)
+LIMITED = {"memcache": 1_048_576, "dynamodb": 409_600, "mongo": 16_777_216}
+"""How many bytes are too many, of stores that limit their entries; a memcached may be told another limit."""
+AWAY = ("redis", "rabbit", "mongo", "dynamodb", "memcache")
 """Stores that can be away while the broker is not."""
 
 
@@ -28,11 +29,12 @@ AWAY = ("redis",)
 async def test_while_the_backend_is_away_messages_stay_unacked_and_then_all_ends_once(
     each_backend: str, seconds: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    broker = f"sqlite:///{tmp_path / 'messages.db'}"
-    async with proxied(url_of(each_backend, request, tmp_path)) as way:
-        bench = Bench(Stores(f"sqlite+{each_backend}", broker, way.url))
+    broker, gate, runs = f"sqlite:///{tmp_path / 'messages.db'}", asyncio.Event(), Counter[str]()
+    async with (
+        proxied(url_of(each_backend, request, tmp_path)) as way,
+        Bench(Stores(f"sqlite+{each_backend}", broker, way.url)) as bench,
+    ):
         server = bench.server(lease=LEASE)
-        gate, runs = asyncio.Event(), Counter[str]()
 
         @server.task
         async def work(ctx: TaskContext, number: int) -> int:
@@ -50,35 +52,30 @@ async def test_while_the_backend_is_away_messages_stay_unacked_and_then_all_ends
             await way.come_back()
             assert await in_time(asyncio.gather(*(each.get() for each in sent))) == list(range(TASKS))
             await eventually(lambda: is_empty(server))
-        assert set(runs.values()) == {1}
-        await bench.close()
-    print(f"{each_backend}: away for {seconds:g} s; {TASKS} tasks ended once, then")
+    assert runs == dict.fromkeys((each.task_id for each in sent), 1)
+    print(f"{each_backend}: away for {seconds:g} s; then {TASKS} tasks ended, each of which ran once")
 
 
-@pytest.mark.parametrize("each_backend", LIMITS)
+@pytest.mark.parametrize("each_backend", LIMITED)
 async def test_a_result_too_big_for_the_store_fails_its_task_and_no_other(
     each_backend: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    limit = LIMITS[each_backend]
-    bench = Bench(Stores(f"memory+{each_backend}", "memory://", url_of(each_backend, request, tmp_path)))
-    server = bench.server()
+    url = url_of(each_backend, request, tmp_path)
+    async with Bench(Stores(f"memory+{each_backend}", "memory://", url)) as bench:
+        server = bench.server()
 
-    @server.task
-    async def text(length: int) -> str:
-        return "x" * length
+        @server.task
+        async def text(length: int) -> str:
+            return "x" * length
 
-    @server.task
-    async def length(text: str) -> int:
-        return len(text)
-
-    async with bench.working(server):
-        big, small, longer = await server.send_many([text.s(limit + 1), text.s(10), text.s(20)])
-        with pytest.raises(TaskFailed, match=f"the result could not be stored: EntryTooLarge: .*{limit} bytes"):
-            await in_time(big.get())
-        assert [len(await in_time(each.get())) for each in (small, longer)] == [10, 20]
-        await eventually(lambda: is_empty(server))
-        assert (await depth(server)).dead == 0
-    await bench.close()
+        async with bench.working(server):
+            too_long = item_size_max(url) if each_backend == "memcache" else LIMITED[each_backend]
+            big, *small = await server.send_many([text.s(length) for length in (too_long, 10, 20)])
+            with pytest.raises(TaskFailed, match=r"the result could not be stored: EntryTooLarge: .* limit .* bytes"):
+                await in_time(big.get())
+            assert [len(await in_time(each.get())) for each in small] == [10, 20]
+            await eventually(lambda: is_empty(server))
+            assert await server.dead() == []
 
 
 async def all_run(runs: Counter[str]) -> bool:

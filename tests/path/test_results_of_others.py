@@ -13,6 +13,7 @@ from asyncqueue import Server, Settings, TaskFailed
 from asyncqueue.connections import redis_tracking
 from tests.conftest import StartServer
 from tests.path.bench import eventually, in_time
+from tests.path.conftest import SENTINEL
 from tests.services import RedisCluster, RedisSentinel, RedisServer
 
 NEVER = 1_000.0
@@ -55,7 +56,7 @@ def start(stores: str, start_server: StartServer) -> tuple[str, Sequence[RedisSe
             return server.url, [server], lambda _: server
 
 
-@pytest.mark.parametrize("stores", ["redis", "sentinel", "cluster"])
+@pytest.mark.parametrize("stores", ["redis", "cluster", SENTINEL])
 async def test_what_go_writes_wakes_whoever_waits(
     stores: str, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
