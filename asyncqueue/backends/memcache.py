@@ -173,7 +173,11 @@ class MemcacheBackend:
             for family, first in zip(some, firsts, strict=True)
             if until - now - _left(first) >= LEAST_GAIN * keep
         ]
-        todo = dict.fromkeys(each for family in gaining for each in family)
+        await self._keep_alive([each for family in gaining for each in family], until, now)
+
+    async def _keep_alive(self, names: Sequence[str], until: float, now: float) -> None:
+        """Let entries last until then, and all that they stand for."""
+        todo = dict.fromkeys(names)
         known = set(todo)
         members: dict[str, None] = {}
         while todo:

@@ -47,6 +47,9 @@ LONGEST_KEY = 250
 ITEM_OVERHEAD = 64
 """What an entry takes (bytes) of the size limit of its server beside its key and its value."""
 
+USUAL_ITEM_SIZE_MAX = 1024 * 1024
+"""The size limit (bytes) of an entry on a server that does not tell."""
+
 FOREVER = -1
 """What the server says is left of an entry that has no end."""
 
@@ -204,14 +207,16 @@ class Link:
         if self._servers:
             return
         servers = [_Server(place, self._timeout) for place in self.places]
-        answers = await asyncio.gather(*(server.greet() for server in servers))
-        errors = [answer for answer in answers if answer is not None]
-        fatal = [error for error in errors if not isinstance(error, Unavailable)]
-        if fatal or len(errors) == len(servers):
-            for server in servers:
-                await server.close()
-            raise (fatal or errors)[0]
-        self._servers = servers
+        try:
+            errors = [error for error in await asyncio.gather(*(server.greet() for server in servers)) if error]
+            fatal = [error for error in errors if not isinstance(error, Unavailable)]
+            if fatal or len(errors) == len(servers):
+                raise (fatal or errors)[0]
+            self._servers = servers
+        finally:
+            if self._servers is not servers:
+                for server in servers:
+                    await server.close()
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -373,12 +378,20 @@ class _Server:
         await self._client.close()
 
     async def _learn(self) -> None:
+        try:
+            await self._ask_what_it_is()
+        finally:
+            if not self.item_size_max:  # a reply of `stats` may be left unread
+                await self._client.close()
+
+    async def _ask_what_it_is(self) -> None:
         (version,) = await self._client.ask([b"version\r\n"])
         number = re.match(rb"(\d+)\.(\d+)\.(\d+)", b" ".join(version.flags))
         if number is not None and tuple(map(int, number.groups())) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise Refused(f"Memcached at {self._place} is version {number[0].decode()}; {oldest} or newer is needed")
-        self.item_size_max = int((await self._client.stats(b"settings"))[b"item_size_max"] or 0)
+        settings = await self._client.stats(b"settings")
+        self.item_size_max = int(settings.get(b"item_size_max") or USUAL_ITEM_SIZE_MAX)
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:
@@ -388,9 +401,9 @@ class _Server:
                 yield
         except TimeoutError as exc:
             raise Unavailable(f"Memcached at {self._place}: no answer within {self._timeout:g} s") from exc
-        except _Misunderstood as exc:
+        except (_Misunderstood, ValueError) as exc:
             raise Refused(f"Memcached at {self._place}: {exc}") from exc
-        except (OSError, EOFError, ClientException, KeyError) as exc:
+        except (OSError, EOFError, ClientException) as exc:
             raise Unavailable(f"Memcached at {self._place}: {str(exc) or type(exc).__name__}") from exc
         finally:
             if self._is_closed:  # what came back to the pool after it was emptied

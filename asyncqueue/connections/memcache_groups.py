@@ -41,7 +41,7 @@ LOCKED_FOR = 8.0
 """How long (seconds) Go's lock on a group is respected while nothing else happens to the group: a worker that holds one
 for longer has died. Go's locks on other stores last as long."""
 
-REMEMBERED = 200_000
+REMEMBERED = 100_000
 """How many members of groups are remembered at most. A group beyond that is read again."""
 
 AT_ONCE = 1_000

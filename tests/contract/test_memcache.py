@@ -356,6 +356,21 @@ async def test_a_call_that_is_cancelled_leaves_no_reply_behind(pair: Pair) -> No
             assert [each.task_name for each in found if each] == ids
 
 
+async def test_an_opening_that_is_cancelled_leaves_nothing_behind(pair: Pair) -> None:
+    backend = MemcacheBackend(pair.url)
+    for turns in range(30):
+        opening = asyncio.create_task(backend.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait({opening})
+    async with opened(backend):
+        await backend.put([state(pair.first, State.SUCCESS), state(pair.second, State.SUCCESS)])
+        assert await endings(backend, pair.first, pair.second) == dict.fromkeys(
+            (pair.first, pair.second), State.SUCCESS
+        )
+
+
 async def test_a_server_that_goes_away_between_command_and_reply_is_unavailable(pair: Pair) -> None:
     async with opened(MemcacheBackend(pair.url)) as backend:
         await backend.begin([state(pair.first)])
@@ -403,6 +418,8 @@ async def test_a_unix_socket_is_a_server_too(start_server: StartServer) -> None:
     [
         (b"VERSION 1.5.22\r\n", r"is version 1\.5\.22; 1\.6\.10 or newer is needed"),
         (b"CLIENT_ERROR unauthenticated\r\n", "CLIENT_ERROR unauthenticated"),
+        (b"-ERR unknown command 'version'\r\n", "unknown command"),
+        (b"x" * 70_000, "limit"),
     ],
 )
 async def test_a_server_that_cannot_be_used_says_why(greeting: bytes, says: str) -> None:
