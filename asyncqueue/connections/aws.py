@@ -56,8 +56,8 @@ class Missing(SaidNo):
 class AwsAddress:
     """Where a service is, and who we are there.
 
-    ``endpoint`` is ``scheme://host[:port]``, ``path`` what follows it, if anything does. Without ``region`` or ``access_key`` the
-    library looks for them where all programs on AWS do: environment, profile, role of the machine.
+    ``endpoint`` is ``scheme://host[:port]``, ``path`` what follows it, if anything does. Without ``region`` or
+    ``access_key`` the library looks for them where all programs on AWS do: environment, profile, role of the machine.
     """
 
     endpoint: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,8 +28,8 @@ WRITTEN_AT_ONCE = 25
 """The most items of one write."""
 
 MOST_WRITTEN = 600_000
-"""The most bytes of items in one write, where there are several: DynamoDB takes more, but a request that is so big keeps
-the event loop busy for long."""
+"""The most bytes of items in one write, where there are several: DynamoDB takes more, but what is bigger keeps the loop
+busy for long."""
 
 REQUESTS_AT_ONCE = 32
 """The most requests that are under way at once."""
@@ -114,7 +115,10 @@ class Dynamo:
 
     async def open(self, tables: Iterable[Table]) -> None:
         """Reach it, and see that these tables are there."""
-        await all_of(self.look(table, "aq") for table in tables)
+        async with AsyncExitStack() as on_error:
+            on_error.push_async_callback(self._link.close)
+            await all_of(self.look(table, "aq") for table in tables)
+            on_error.pop_all()
 
     async def close(self) -> None:
         """Let go of the connections."""

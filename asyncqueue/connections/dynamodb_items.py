@@ -103,10 +103,12 @@ def is_live(item: Item | None, now: float) -> bool:
 
 
 def require_room(what: str, item: Item) -> None:
-    """Raise ``EntryTooLarge`` for an item that is over the limit, or would be with what is added to it later."""
-    size, limit = size_of(item), MAX_ITEM - ROOM
-    if size > limit:
-        raise EntryTooLarge(f"{what} is an item of {size} bytes; the limit of DynamoDB is {limit} bytes for an entry")
+    """Raise ``EntryTooLarge`` for an item that is over the limit, or could be with what is added to it later."""
+    if (size := size_of(item)) > MAX_ITEM - ROOM:
+        raise EntryTooLarge(
+            f"{what} is an item of {size} bytes; DynamoDB has a limit of {MAX_ITEM} bytes, and {ROOM} of them are kept"
+            " free for what is added later"
+        )
 
 
 def size_of(item: Item) -> int:

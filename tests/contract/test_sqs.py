@@ -28,11 +28,13 @@ from asyncqueue.locks.sqlite import SqliteLock
 from asyncqueue.testing import BrokerContract, InspectorContract, broker_contract
 from asyncqueue.testing.clock import ManualClock
 from asyncqueue.testing.suite import BrokerSuite, names
+from tests.one_answer import service_that_says
 from tests.opened import opened
 from tests.services import free_port
 
 LEASE = 2.0
 CANARY = "c4n4ry"
+ACCOUNT = "/1?region=here"
 
 
 class OnSqs(BrokerSuite):
@@ -573,8 +575,8 @@ async def test_a_missing_region_and_missing_credentials_are_told_apart(monkeypat
 async def test_an_error_says_whether_trying_again_may_help(
     status: int, code: str, expected: type[Exception], says: str
 ) -> None:
-    async with service_that_says(status, json.dumps({"__type": code, "message": "the reason"})) as url:
-        broker = SqsBroker(url)
+    async with service_that_says(status, json.dumps({"__type": code, "message": "the reason"})) as place:
+        broker = SqsBroker(f"{place}{ACCOUNT}")
         with pytest.raises(expected, match=rf"127.0.0.1.*{says}"):
             await broker.open()
         with pytest.raises(expected, match="the reason"):
@@ -584,13 +586,16 @@ async def test_an_error_says_whether_trying_again_may_help(
 
 async def test_who_may_not_list_queues_may_work_all_the_same() -> None:
     refusal = json.dumps({"__type": "AccessDeniedException", "message": "not sqs:ListQueues"})
-    async with service_that_says(403, refusal) as url, opened(SqsBroker(url)) as broker:
+    async with service_that_says(403, refusal) as place, opened(SqsBroker(f"{place}{ACCOUNT}")) as broker:
         with pytest.raises(Refused, match="AccessDenied"):
             await broker.fetch("queue", 1, 0)
 
 
 async def test_an_answer_that_is_none_of_sqs_does_not_mean_that_a_message_was_sent() -> None:
-    async with service_that_says(200, "<html>Welcome!</html>") as url, opened(SqsBroker(url)) as broker:
+    async with (
+        service_that_says(200, "<html>Welcome!</html>") as place,
+        opened(SqsBroker(f"{place}{ACCOUNT}")) as broker,
+    ):
         with pytest.raises(Unavailable, match=r"1 messages for queue 'queue', 1 failed: NoAnswer: the reply does not"):
             await broker.publish([Message(b"{}", "queue", "id")])
 
@@ -610,34 +615,8 @@ async def test_a_login_that_has_run_out_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_service_that_says_nothing_is_unavailable() -> None:
-    async with service_that_says(0, "") as url:
-        broker = SqsBroker(url, reply_timeout=0.2)
+    async with service_that_says(0, "") as place:
+        broker = SqsBroker(f"{place}{ACCOUNT}", reply_timeout=0.2)
         with pytest.raises(Unavailable, match=r"no answer to list_queues within 0\.2 s"):
             await broker.open()
         await broker.close()
-
-
-@asynccontextmanager
-async def service_that_says(status: int, body: str) -> AsyncIterator[str]:
-    """The URL of a service with one answer to everything: the errors that ElasticMQ never gives. 0: no answer."""
-    leaving = asyncio.Event()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = next(int(line.split(":")[1]) for line in head.splitlines() if line.startswith("content-length"))
-        await reader.readexactly(length)
-        if status == 0:
-            await leaving.wait()
-        words = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nConnection: close"
-        writer.write(f"{words}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", free_port())
-    host, port = server.sockets[0].getsockname()
-    try:
-        yield f"http://key:secret@{host}:{port}/1?region=here"
-    finally:
-        leaving.set()
-        server.close()
-        await server.wait_closed()
