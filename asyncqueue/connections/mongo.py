@@ -338,7 +338,9 @@ def _require_client(client: Any) -> None:
 
 def _short(error: Exception) -> str:
     """What an error says, without the topology and the reply that the library adds."""
-    text = str(error).partition(", full error:")[0].partition(", Timeout: ")[0]
+    text = str(error)
+    for addition in (", full error:", " (configured timeouts:", ", Timeout: "):
+        text = text.partition(addition)[0]
     return text[:_LONGEST]
 
 

@@ -36,7 +36,8 @@ class Index:
     @property
     def model(self) -> IndexModel:
         """The index as the library makes it."""
-        options: dict[str, Any] = {"expireAfterSeconds": 0} if self.ends else {}
+        # with the same words as Machinery 2, which comes again with its own and must find it
+        options: dict[str, Any] = {"background": True} | ({"expireAfterSeconds": 0} if self.ends else {})
         return IndexModel([(each, ASCENDING) for each in self.fields], name=self.name, **options)
 
     def is_like(self, found: Document) -> bool:

@@ -80,7 +80,7 @@ class MongoLock:
 
     async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
         now, due_at = now_ns // _MILLISECOND, Int64(turn.due_at)
-        is_anothers = {"$and": [{"$ne": ["$$each.owner", owner]}, {"$gt": ["$$each.until", Int64(now)]}]}
+        is_anothers = {"$and": [{"$ne": ["$$each.owner", {"$literal": owner}]}, {"$gt": ["$$each.until", Int64(now)]}]}
         is_owed_still = {"$gt": ["$$each.until", Int64(now - _milliseconds(OWED_FOR))]}
         claimed = {"due_at": due_at, "owner": owner, "until": Int64(now + _milliseconds(ttl))}
         others = _claims({"$and": [{"$ne": ["$$each.due_at", due_at]}, is_owed_still]})

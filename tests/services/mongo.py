@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.services.certificates import make_certificates
 from tests.services.server import SERVICES, Server, ServiceMissing, free_port, refuse_port_in_use
 
 
@@ -62,27 +63,38 @@ SECANTUS = PythonProgram("secantusdb", "0.7.0b3", "MongoDB")
 
 
 class MongoServer(Server):
-    """A SecantusDB of our own: a replica set of one on disk; what it has confirmed outlives ``kill`` and ``restart``.
+    """A SecantusDB of our own: a replica set of one, or ``lone``: no replica set, and without change streams.
 
-    ``lone``: it is no replica set, and has no change streams. ``auth``: it lets nobody in without a login; users are
-    made while it is off, then it is restarted.
+    ``tls``: it speaks TLS alone, with a certificate of the authority in ``ca_file``.
+    ``durable``: what it has confirmed is on disk, and there again after ``kill`` and ``restart``. ``auth``: it lets
+    nobody in without a login; users are made while it is off, then it is restarted.
     """
 
     name = "SecantusDB"
 
-    def __init__(self, *, lone: bool = False) -> None:
+    def __init__(self, *, lone: bool = False, tls: bool = False, durable: bool = False) -> None:
         super().__init__()
         self.port = 0
         self.auth = False
         self._lone = lone
+        self._tls = tls
+        self._durable = durable
 
     @property
     def url(self) -> str:
-        """``mongodb://host:port/``."""
-        return f"mongodb://127.0.0.1:{self.port}/"
+        """``mongodb://host:port/``, and with TLS how to trust it."""
+        options = f"?tls=true&tlsCAFile={self.ca_file}" if self._tls else ""
+        return f"mongodb://127.0.0.1:{self.port}/{options}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The authority of its certificate."""
+        return self.folder / "ca.crt"
 
     def prepare(self) -> None:
         SECANTUS.require()
+        if self._tls:
+            make_certificates(self.folder)
         self.port = free_port()
 
     def command(self) -> Sequence[str]:
@@ -90,6 +102,8 @@ class MongoServer(Server):
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--storage-path", str(self.folder / "data")]
         options += ["--cache-size", "128M"]
         options += ["--standalone"] if self._lone else []
+        options += ["--sync-on-commit"] if self._durable else []
+        options += ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key"] if self._tls else []
         options += ["--auth"] if self.auth else []
         return [SECANTUS.require(), "-m", "secantus", *options]
 
