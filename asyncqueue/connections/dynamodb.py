@@ -40,6 +40,7 @@ TRIES = 50
 _NAMES = re.compile(r"#(\w+)")
 _CONDITION_FAILED = "ConditionalCheckFailedException"
 _CANCELLED = "TransactionCanceledException"
+_CONTENDED = ("ConditionalCheckFailed", "TransactionConflict")
 _INVALID = "ValidationException"
 
 
@@ -195,6 +196,8 @@ class Dynamo:
         try:
             await self.call("transact_write_items", changes[0].table, TransactItems=items)
         except SaidNo as exc:
+            if exc.code == _CANCELLED and not any(reason in str(exc) for reason in _CONTENDED):
+                raise Unavailable(str(exc)) from exc  # it is asked too much
             return _held(exc, _CANCELLED)
         return True
 

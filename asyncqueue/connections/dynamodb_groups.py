@@ -111,6 +111,8 @@ class Groups:
                     return GroupClaim.BUSY
             claimed = {"ChordTriggered": flag(True), "AqOwner": text(owner), "AqClaimedUntil": number(now + ttl)}
             if await self._write(group_id, seen, claimed, (), keep, now):
+                # the claim prolongs the group, and whoever takes it over asks who is left
+                await self._tallies.prolong((group_id,), expires_at(keep, now), now)
                 return GroupClaim.MINE
         raise too_many_tries(f"group {group_id}")
 
