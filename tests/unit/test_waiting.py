@@ -9,7 +9,7 @@ import pytest
 
 from asyncqueue.backends import waiting
 from asyncqueue.backends.waiting import LOOK_AT_ONCE, Waiters
-from asyncqueue.errors import BadMessage, Unavailable
+from asyncqueue.errors import AsyncQueueError, BadMessage, Unavailable
 from asyncqueue.state import State, TaskState
 
 NEVER = 1e6
@@ -324,3 +324,23 @@ async def test_what_a_look_under_way_has_read_is_looked_at_again_once_the_driver
     waiters.pace(NEVER, NEVER)
     may_answer.set()
     assert await watching == {"a": State.SUCCESS}
+
+
+async def test_an_error_in_the_place_of_a_state_is_no_matter_of_other_watchers() -> None:
+    store = Store()
+    store.write(State.STARTED, "task_a", "task_away")
+
+    async def look(task_ids: Sequence[str]) -> list[TaskState | AsyncQueueError | None]:
+        found = await store.get(task_ids)
+        pairs = zip(task_ids, found, strict=True)
+        return [Unavailable("its server is away") if task_id == "task_away" else one for task_id, one in pairs]
+
+    waiters = Waiters(look, shortest=NEVER, longest=NEVER)
+    other = asyncio.create_task(watch(waiters, "task_a"))
+    with pytest.raises(Unavailable, match="its server is away"):
+        await watch(waiters, "task_away", "task_a")
+    assert not other.done()
+    store.write(State.SUCCESS, "task_a")
+    waiters.changed(["task_a"])
+    assert await other == {"task_a": State.SUCCESS}
+    await waiters.close()
