@@ -578,15 +578,15 @@ async def test_a_login_and_a_certificate_are_asked_for_and_no_password_is_shown(
     await asyncio.to_thread(server.restart)
     place, _, options = server.url.removeprefix("mongodb://").partition("/?")
 
-    def url(login: str, options: str = options) -> str:
-        return f"mongodb://{login}{place}/tasks?authSource=admin&serverSelectionTimeoutMS=2000&{options}"
+    def url(login: str, options: str = f"{options}&serverSelectionTimeoutMS=30000") -> str:
+        return f"mongodb://{login}{place}/tasks?authSource=admin&{options}"
 
-    async with opened(MongoBackend(url("worker:right@"))) as backend:
+    async with opened(MongoBackend(url("worker:right@"), reply_timeout=30.0)) as backend:
         await backend.put([state("task_a", State.SUCCESS)])
         assert [each.state for each in await backend.get(["task_a"]) if each] == [State.SUCCESS]
-    strange = (url("worker:c4n4ry@"), url(""), url("worker:right@", "tls=true"))
-    drivers: list[MongoBackend | MongoLock] = [*map(MongoBackend, strange), MongoLock(strange[0])]
-    for driver in drivers:
+    strange = (url("worker:c4n4ry@"), url(""), url("worker:right@", "tls=true&serverSelectionTimeoutMS=4000"))
+    drivers: list[MongoBackend | MongoLock] = [MongoBackend(each, reply_timeout=30.0) for each in strange]
+    for driver in (*drivers, MongoLock(strange[0], reply_timeout=30.0)):
         with pytest.raises(Refused, match=f"MongoDB at {place}/tasks") as raised:
             await driver.open()
         assert "c4n4ry" not in str(raised.value)
