@@ -234,7 +234,16 @@ def backend_for(url: str, settings: Settings) -> Backend:
             return cast(Backend, made(url, results_expire_in=keep))
         case "amqp" | "amqps":
             access = _amqp_access(url, settings)
-            return cast(Backend, made(url, results_expire_in=keep, topology=access["topology"], tls=access["tls"]))
+            return cast(
+                Backend,
+                made(
+                    url,
+                    results_expire_in=keep,
+                    topology=access["topology"],
+                    tls=access["tls"],
+                    go_groups=settings.go_compat,
+                ),
+            )
         case "mongodb" | "mongodb+srv":
             mongo = settings.mongodb
             return cast(

@@ -10,19 +10,30 @@ from __future__ import annotations
 import secrets
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Hashable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Ending, Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.amqp import CONNECT_TIMEOUT, HEARTBEAT, REPLY_TIMEOUT, Access, AmqpLink, parse_urls
-from asyncqueue.connections.amqp_results import Entry, Locked, Post, Record, ResultQueues, own
-from asyncqueue.connections.amqp_results_group import GroupRecord
+from asyncqueue.connections.amqp_results import (
+    GROUP,
+    KIND,
+    PLAN,
+    STATE,
+    Entry,
+    Locked,
+    Post,
+    Record,
+    ResultQueues,
+    own,
+)
+from asyncqueue.connections.amqp_results_groups import ResultGroups, group_in, triggered
 from asyncqueue.connections.amqp_results_hearing import Hearing
-from asyncqueue.connections.amqp_results_log import BEGUN, FORGOTTEN, Known, Letter, fold
+from asyncqueue.connections.amqp_results_log import BEGUN, FORGOTTEN, Known, fold
 from asyncqueue.connections.amqp_topology import Exchange, Topology
 from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
 from asyncqueue.errors import BadMessage, ConfigError, EntryTooLarge, Unavailable
@@ -33,15 +44,11 @@ from asyncqueue.wire import decode_plan, encode_plan, encode_state
 MAX_ENTRY = 16 * 1024 * 1024
 """The most bytes of an entry, unless told otherwise: what RabbitMQ 4 takes for a message."""
 
-KIND = "aq-kind"
-"""The header that says what a record is: a state, a group or a plan."""
-
-STATE, GROUP, PLAN = "state", "group", "plan"
+LONG = 32
+"""A log of more messages than that is shortened by whoever reads it: what follows from it becomes a record."""
 
 _LOOKS = 0.5, 2.0
-_FIRST_DRAW, _LARGEST_DRAW = 2, 1_000
 _REMEMBERED = 10_000
-_REMEMBERED_BYTES = 10_000
 
 T = TypeVar("T")
 
@@ -51,7 +58,9 @@ class AmqpBackend:
 
     ``url`` is ``amqp://`` or ``amqps://``, of one server. ``results_expire_in`` is how long (seconds) an entry is kept
     after its last write. ``topology`` is Machinery's, of which the exchange counts: it has to be named, and to be a
-    direct one or a topic. ``max_entry`` is the most bytes of one entry; a server may take less. ``reply_timeout``
+    direct one or a topic. ``max_entry`` is the most bytes of one entry; a server may take less. ``go_groups`` says that
+    Go's clients send groups too, of which they record nothing: one without an entry is not lost then, but counted as
+    Go's workers do it. ``reply_timeout``
     (seconds) is for each request, for the confirmation of a batch, and for a lock that others have; ``heartbeat`` is
     in whole seconds. ``tls`` is a context to use for ``amqps://`` instead of the one that the URL's options make.
     """
@@ -63,6 +72,7 @@ class AmqpBackend:
         results_expire_in: float = 3600.0,
         topology: Topology | None = None,
         max_entry: int = MAX_ENTRY,
+        go_groups: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
         heartbeat: int = HEARTBEAT,
@@ -73,6 +83,7 @@ class AmqpBackend:
         self.results_expire_in = results_expire_in
         self._exchange = _exchange_of(topology or Topology())
         self._max_entry = max_entry
+        self._go_groups = go_groups
         self._clock = clock
         self._access = Access(parse_urls(url, "", tls), connect_timeout, reply_timeout, heartbeat, client_name)
         self._waiters: Waiters | None = None
@@ -83,8 +94,8 @@ class AmqpBackend:
         self._waiting = AmqpLink(self._access, "waiting")
         self._queues = ResultQueues(self._storing, self._exchange, self._now)
         self._hearing = Hearing(self._waiting, self._exchange, self._read, self._heard, self._now)
+        self._groups = ResultGroups(self._queues, self._read, self._checked, self._now, self._go_groups)
         self._kept: OrderedDict[str, float] = OrderedDict()  # until when some entries are kept at least
-        self._ends: OrderedDict[str, bytes] = OrderedDict()  # final states that were recorded here
 
     @property
     def address(self) -> str:
@@ -122,9 +133,7 @@ class AmqpBackend:
     async def put(self, states: Sequence[TaskState]) -> None:
         self._check_open()
         await self._write(states, begins=False)
-        for state in states:
-            if state.is_completed:
-                _remember(self._ends, state.task_uuid, self._encoded(state))
+        self._groups.recorded(states)
 
     async def get(self, task_ids: Sequence[str]) -> Sequence[TaskState | None]:
         self._check_open()
@@ -148,7 +157,7 @@ class AmqpBackend:
             return
         for task_id in task_ids:
             self._kept.pop(task_id, None)
-            self._ends.pop(task_id, None)
+        self._groups.forget(task_ids)
         await self._queues.delete(name for one in task_ids for name in (one, own(one), triggered(one)))
         await self._queues.notify(task_ids, {FORGOTTEN: "1"})
 
@@ -156,7 +165,10 @@ class AmqpBackend:
         if not states:
             return
         keep, now = self.results_expire_in, self._now()
-        until = {state.task_uuid: kept_until(keep, now, state.not_before) for state in states}
+        until: dict[str, float] = {}
+        for state in states:
+            moment = kept_until(keep, now, state.not_before)
+            until[state.task_uuid] = max(moment, until.get(state.task_uuid, moment))
         posts = [
             Post(
                 state.task_uuid,
@@ -167,10 +179,8 @@ class AmqpBackend:
             for state in states
         ]
         shorter = await self._queues.append(posts, keep)
-        longer = {
-            name: moment for name, moment in until.items() if moment > now + min(keep, shorter.get(name, keep))
-        }
-        await self._prolong(longer)
+        longer = {name: moment for name, moment in until.items() if moment > now + min(keep, shorter.get(name, keep))}
+        await self._prolong(longer, logs=longer)
         for name, moment in until.items():
             _remember(self._kept, name, moment)
 
@@ -179,14 +189,21 @@ class AmqpBackend:
 
     def _checked(self, body: bytes, what: str) -> bytes:
         if len(body) > self._max_entry:
-            raise EntryTooLarge(f"{what} is {len(body)} bytes, and RabbitMQ may be given {self._max_entry}")
+            raise EntryTooLarge(f"{what} is {len(body)} bytes long, over the limit of {self._max_entry} bytes")
         return body
 
     async def _read(self, task_ids: Sequence[str]) -> Mapping[str, Known | None]:
         """What follows from the logs of these tasks."""
 
         async def read(locked: Locked, names: Sequence[str]) -> Mapping[str, Entry]:
-            return await locked.read(names, logs=True)
+            entries = await locked.read(names, logs=names)
+            until = self._now() + self.results_expire_in
+            long = {name: entry for name, entry in entries.items() if len(entry.log) > LONG}
+            records = [record for name, entry in long.items() for record in _longer(name, entry, until)]
+            await locked.write(records)
+            for record in records:
+                await locked.shorten(entries[record.name].log[:-1])  # the last one is for Go's readers
+            return entries
 
         entries = await self._queues.each(task_ids, read)
         return {name: _folded(name, entry) for name, entry in entries.items()}
@@ -204,132 +221,28 @@ class AmqpBackend:
     async def open_groups(self, groups: Sequence[GroupMeta]) -> None:
         self._check_open()
         keep, now = self.results_expire_in, self._now()
-        opened: dict[str, GroupRecord] = {}
-        for group in groups:
-            record = GroupRecord(group, until=kept_until(keep, now, group.not_before))
-            self._checked(record.body, f"group {group.group_uuid}")
-            opened.setdefault(group.group_uuid, record)
-
-        async def open_(locked: Locked, names: Sequence[str]) -> Mapping[str, None]:
-            there = await locked.read(names)
-            await locked.write([_record(name, opened[name]) for name in names if there[name].record is None])
-            return {}
-
-        await self._queues.each(opened, open_)
+        await self._groups.open([(group, kept_until(keep, now, group.not_before)) for group in groups])
 
     async def get_groups(self, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
-        found = await self._groups(group_ids)
+        self._check_open()
+        found = await self._groups.get(group_ids)
         return [None if (group := found[group_id]) is None else group.meta for group_id in group_ids]
 
     async def finish_members(self, members: Sequence[Member]) -> Sequence[Progress]:
         self._check_open()
-        ended: dict[str, list[str]] = {}
-        for member in members:
-            ended.setdefault(member.group_id, []).append(member.task_id)
-        found: dict[str, Progress] = {}
-        draw = _FIRST_DRAW
-        while ended:
-            counts = await self._count(ended, draw)
-            await self._tell_others({name: count.untold for name, count in counts.items()})
-            found.update((name, count.progress) for name, count in counts.items())
-            # where all that were drawn have ended, nobody may be left
-            drawn = {name: count.drawn for name, count in counts.items() if count.progress is Progress.WAITING}
-            final = await self._ended([task_id for some in drawn.values() for task_id in some])
-            ended = {name: list(some) for name, some in drawn.items() if final.issuperset(some)}
-            draw = min(2 * draw, _LARGEST_DRAW)
-        for name in [name for name, progress in found.items() if progress is Progress.COMPLETE]:
-            found[name] = await self._seen_by_others(name, found[name])
-        return [found[member.group_id] for member in members]
+        return await self._groups.finish(members, self.results_expire_in)
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
         self._check_open()
-        draw, witness = _FIRST_DRAW, ""
-        while True:
-            added = await self._update(group_id, lambda group: _with_members(group, task_ids, witness))
-            if added is not None:
-                return added
-            count = (await self._count({group_id: []}, draw))[group_id]
-            final = await self._ended(count.drawn)
-            witness = next((task_id for task_id in count.drawn if task_id not in final), "")
-            await self._count({group_id: list(final)}, draw)
-            draw = min(2 * draw, _LARGEST_DRAW)
+        return await self._groups.add(group_id, task_ids)
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         self._check_open()
-
-        def claim(group: GroupRecord | None) -> tuple[GroupClaim, GroupRecord]:
-            group = self._present_or_made(group, group_id)
-            return group.claim(owner, ttl, self._now())
-
-        claimed = await self._update(group_id, claim)
-        if claimed is GroupClaim.MINE:
-            await self._queues.declare(triggered(group_id), max(self.results_expire_in, ttl))
-        return claimed
+        return await self._groups.claim(group_id, owner, ttl, self.results_expire_in)
 
     async def mark_group_sent(self, group_id: str) -> None:
         self._check_open()
-        await self._update(group_id, lambda group: (None, self._present_or_made(group, group_id).end()))
-        await self._queues.declare(triggered(group_id), self.results_expire_in)
-
-    def _present_or_made(self, group: GroupRecord | None, group_id: str) -> GroupRecord:
-        """The group, which is about to be written."""
-        until = self._now() + self.results_expire_in
-        if group is None:
-            return GroupRecord(GroupMeta(group_uuid=group_id, task_uuids=()), until=until)
-        return replace(group, until=max(group.until, until))
-
-    async def _groups(self, group_ids: Sequence[str]) -> Mapping[str, GroupRecord | None]:
-        self._check_open()
-
-        async def read(locked: Locked, names: Sequence[str]) -> Mapping[str, GroupRecord | None]:
-            return {name: _group_in(entry) for name, entry in (await locked.read(names)).items()}
-
-        return await self._queues.each(group_ids, read)
-
-    async def _update(
-        self, group_id: str, change: Callable[[GroupRecord | None], tuple[T, GroupRecord | None]]
-    ) -> T:
-        """Change a group, and return what the change returned beside it."""
-
-        async def update(locked: Locked, names: Sequence[str]) -> Mapping[str, T]:
-            entry = (await locked.read(names))[group_id]
-            old = _group_in(entry)
-            answer, new = change(old)
-            if new is not None and new != old:
-                self._checked(new.body, f"group {group_id}")
-                await locked.write([_record(group_id, new, entry.old)])
-            return {group_id: answer}
-
-        return (await self._queues.each([group_id], update))[group_id]
-
-    async def _count(self, ended: Mapping[str, Sequence[str]], draw: int) -> Mapping[str, _Count]:
-        """Count these members of these groups, and draw some that were not counted."""
-
-        async def count(locked: Locked, names: Sequence[str]) -> Mapping[str, _Count]:
-            entries = await locked.read(names)
-            counts, records = {}, []
-            for name in names:
-                old = _group_in(entries[name])
-                counts[name], new = _counted(old, ended[name], draw)
-                if new is not None and new != old:
-                    records.append(_record(name, new, entries[name].old))
-            await locked.write(records)
-            return counts
-
-        return await self._queues.each(ended, count)
-
-    async def _ended(self, task_ids: Sequence[str]) -> set[str]:
-        """Those of these tasks that have a final state."""
-        found = await self._read(task_ids) if task_ids else {}
-        return {name for name, known in found.items() if known is not None and known.state.is_completed}
-
-    # ------------------------------------------------------------------------------------------------ Go's count
-
-    async def _tell_others(self, ended: Mapping[str, Sequence[str]]) -> None:
-        """Put the final states of these members into the queues of their groups, from which Go's workers count."""
-
-    async def _seen_by_others(self, group_id: str, progress: Progress) -> Progress:
-        return progress
+        await self._groups.end(group_id, self.results_expire_in)
 
     # ------------------------------------------------------------------------------------------------ plans
 
@@ -373,7 +286,7 @@ class AmqpBackend:
         todo = dict.fromkeys(each for family in some if firsts[family[0]] <= enough for each in family)
         known = set(todo)
         while todo:
-            inner = await self._prolong(dict.fromkeys(todo, until))
+            inner = await self._prolong(dict.fromkeys(todo, until), logs=_tasks(todo))
             todo = dict.fromkeys(each for each in inner if each not in known)
             known.update(todo)
 
@@ -381,23 +294,21 @@ class AmqpBackend:
         """Until when these are kept at least; 0.0 where there is no entry."""
 
         async def read(locked: Locked, names: Sequence[str]) -> Mapping[str, float]:
-            found = {}
-            for name, entry in (await locked.read(names, logs=True)).items():
-                found[name] = _until(name, entry)
-            return found
+            return {name: _until(name, entry) for name, entry in (await locked.read(names, logs=_tasks(names))).items()}
 
         found = await self._queues.each(names, read)
         for name, until in found.items():
             _remember(self._kept, name, until)
         return found
 
-    async def _prolong(self, until: Mapping[str, float]) -> Sequence[str]:
-        """Keep these until then, unless they are kept longer; returns what is in them, which they stand for."""
+    async def _prolong(self, until: Mapping[str, float], logs: Container[str]) -> Sequence[str]:
+        """Keep these until then, unless they are kept longer; returns what is in them, which they stand for. Those that
+        may be tasks have ``logs``."""
         inner: list[str] = []
 
         async def prolong(locked: Locked, names: Sequence[str]) -> Mapping[str, None]:
             records = []
-            for name, entry in (await locked.read(names, logs=True)).items():
+            for name, entry in (await locked.read(names, logs=logs)).items():
                 inner.extend(_inside(entry))
                 if entry.is_there and _until(name, entry) < until[name]:
                     records += _longer(name, entry, until[name])
@@ -416,42 +327,10 @@ class AmqpBackend:
         return self._clock.now_ns() / NANOSECONDS
 
 
-def triggered(group_id: str) -> str:
-    """The queue that tells Go's workers, by being there, that what follows a group is sent."""
-    return f"{group_id}_chord_triggered"
-
-
-@dataclass(frozen=True, slots=True)
-class _Count:
-    """How a group stands: some members that were not counted, and those whose end Go's workers have not heard of."""
-
-    progress: Progress
-    drawn: Sequence[str] = ()
-    untold: Sequence[str] = ()
-
-
-def _counted(group: GroupRecord | None, ended: Sequence[str], draw: int) -> tuple[_Count, GroupRecord | None]:
-    if group is None:
-        return _Count(Progress.LOST), None
-    new = group.count(ended)
-    if new.is_sent:
-        return _Count(Progress.TRIGGERED), new
-    untold = [task_id for task_id in ended if new.has_counted(task_id) and not group.has_counted(task_id)]
-    if new.is_complete:
-        return _Count(Progress.COMPLETE, untold=untold), new
-    return _Count(Progress.WAITING, new.draw(draw), untold), new
-
-
-def _with_members(
-    group: GroupRecord | None, task_ids: Sequence[str], witness: str
-) -> tuple[bool | None, GroupRecord | None]:
-    """Whether these were added, and the group after it; None: first it has to be known of a ``witness``, a member that
-    was not counted, that it has not ended."""
-    if group is None or group.meta.chord_triggered or group.is_complete:
-        return False, None
-    if not witness or group.has_counted(witness):
-        return None, None
-    return True, group.add(task_ids)
+def _tasks(names: Iterable[str]) -> set[str]:
+    """Those of these that may be tasks: Go's clients and ours name groups so, and of Go's there is nothing but a queue,
+    which is not to be read without need."""
+    return {name for name in names if not name.startswith("group_")}
 
 
 def _folded(name: str, entry: Entry) -> Known | None:
@@ -459,16 +338,8 @@ def _folded(name: str, entry: Entry) -> Known | None:
     return fold(name, entry.record, entry.log) if is_state else None
 
 
-def _group_in(entry: Entry) -> GroupRecord | None:
-    return GroupRecord.read(entry.record) if entry.record and entry.record.headers.get(KIND) == GROUP else None
-
-
 def _plan_in(name: str, entry: Entry) -> Plan | None:
     return decode_plan(name, entry.record.body) if entry.record and entry.record.headers.get(KIND) == PLAN else None
-
-
-def _record(name: str, group: GroupRecord, old: Sequence[int] = ()) -> Record:
-    return Record(name, group.body, {**group.headers, KIND: GROUP}, group.until, old)
 
 
 def _until(name: str, entry: Entry) -> float:
@@ -484,19 +355,20 @@ def _until(name: str, entry: Entry) -> float:
 
 def _inside(entry: Entry) -> Sequence[str]:
     """UUIDs of what a group or a plan stands for."""
-    if (group := _group_in(entry)) is not None:
+    if (group := group_in(entry)) is not None:
         return group.members
     plan = _plan_in("", entry)
     return () if plan is None else plan.ids
 
 
 def _longer(name: str, entry: Entry, until: float) -> list[Record]:
-    """What to write so that it is kept until then."""
+    """What to write so that it is kept until then at least; nothing where there is nothing that can be read."""
     try:
         known = _folded(name, entry)
     except BadMessage:
         return []
     if known is not None:
+        until = max(until, known.until)
         return [Record(name, encode_state(known.state), {KIND: STATE, BEGUN: known.begun}, until, entry.old)]
     if entry.record is not None and entry.record.headers.get(KIND) in (GROUP, PLAN):
         return [Record(name, entry.record.body, entry.record.headers, until, entry.old)]

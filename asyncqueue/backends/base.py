@@ -6,7 +6,7 @@ Every sentence of these docstrings has a test in ``asyncqueue.testing.backend_co
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -16,10 +16,12 @@ from asyncqueue.state import GroupMeta, TaskState
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A task whose end counts for a group."""
+    """A task whose end counts for a group. ``size`` is how many members its sender gave the group, 0 where that is not
+    said: for stores in which other programs record no groups."""
 
     group_id: str
     task_id: str
+    size: int = field(default=0, compare=False)
 
 
 class Progress(Enum):

@@ -29,8 +29,10 @@ from typing import Any, TypeVar
 from aiormq import Channel, spec
 from aiormq import exceptions as amqp_errors
 from aiormq.abc import DeliveredMessage
+from pamqp.common import FieldValue
 
 from asyncqueue.connections.amqp import AmqpLink, Standing, is_absent
+from asyncqueue.connections.amqp_holding import tag_of
 from asyncqueue.connections.amqp_results_log import UNTIL, Letter, texts
 from asyncqueue.connections.amqp_topology import Exchange, Queue
 from asyncqueue.connections.sending import all_of
@@ -41,6 +43,11 @@ T = TypeVar("T")
 LOCKS = 16
 """How many locks all UUIDs share."""
 
+KIND = "aq-kind"
+"""The header that says what a record is: a state, a group or a plan."""
+
+STATE, GROUP, PLAN = "state", "group", "plan"
+
 AT_ONCE = 4
 """The most locks that one instance has at a time, and the most batches that it writes at a time."""
 
@@ -48,9 +55,12 @@ LONGEST = 2**32 - 1
 """The longest (ms) that a queue may be unused and a message may wait; some 49 days."""
 
 _AGAIN = 10
+_PART = 100
 _REMEMBERED = 10_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
-_OTHER_ARGUMENT = re.compile(r"inequivalent arg 'x-(?:expires|message-ttl)' for queue '(.*)' in vhost .*current is \D*(\d+)")
+_OTHER_ARGUMENT = re.compile(
+    r"inequivalent arg 'x-(?:expires|message-ttl)' for queue '(.*)' in vhost .*current is \D*(\d+)"
+)
 _NO_QUEUE = re.compile(r"no queue '(.*)' in vhost")
 
 
@@ -126,27 +136,32 @@ class ResultQueues:
                 await self._declare(waiting, keep)
                 waiting = await self._publish(waiting, keep)
         if waiting:
-            raise Unavailable(f"RabbitMQ at {self._link.where}: the queue {waiting[0].name!r} is deleted again and again")
-        return {
-            post.name: self._lives[post.name] for post in posts if self._lives.get(post.name, keep) < keep
-        }
+            raise Unavailable(
+                f"RabbitMQ at {self._link.where}: the queue {waiting[0].name!r} is deleted again and again"
+            )
+        return {post.name: self._lives[post.name] for post in posts if self._lives.get(post.name, keep) < keep}
 
     async def _declare(self, posts: Iterable[Post], keep: float) -> None:
         """See to it that their queues stand, and that those live on that do."""
-        await self._stand()
-        names = {post.name: post.is_new for post in posts}
+        await self._standing.ensure([self._exchange])
+        news = {post.name: post.is_new for post in posts}
+        names = list(news)
+        for start in range(0, len(names), _PART):
+            await self._declare_part({name: news[name] for name in names[start : start + _PART]}, keep)
+
+    async def _declare_part(self, news: Mapping[str, bool], keep: float) -> None:
         while True:
             try:
                 async with self._channel() as channel, self._link.asking("declare queues of results"):
                     with _said_by(channel):
-                        for name, is_new in names.items():
+                        for name, is_new in news.items():
                             await self._declare_log(channel, name, keep)
                             if is_new:
                                 await channel.queue_delete(own(name), nowait=True)
                         await channel.basic_qos(prefetch_count=0)  # by its reply the others are through
                 return
             except (Refused, Unavailable) as exc:
-                if not self._learns_from(str(exc), names):
+                if not self._learns_from(str(exc), news):
                     raise
 
     def _learns_from(self, said: str, names: Container[str]) -> bool:
@@ -163,7 +178,7 @@ class ResultQueues:
     async def _declare_log(self, channel: Channel, name: str, keep: float) -> None:
         if name not in self._lives:
             life = _milliseconds(keep)
-            arguments = {"x-message-ttl": life, "x-expires": life}
+            arguments: dict[str, FieldValue] = {"x-message-ttl": life, "x-expires": life}
             # only where an answer is asked for, the time of a queue that stands begins anew
             await channel.queue_declare(name, auto_delete=True, arguments=arguments)
         await channel.queue_bind(name, self._exchange.name, name, nowait=True)
@@ -190,11 +205,14 @@ class ResultQueues:
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete these queues; unknown ones are no error."""
-        async with self._writing, self._channel() as channel, self._link.asking("delete queues of results"):
-            for name in names:
-                self._lives.pop(name, None)
-                await channel.queue_delete(name, nowait=True)
-            await channel.basic_qos(prefetch_count=0)
+        todo = list(names)
+        async with self._writing, self._channel() as channel:
+            for start in range(0, len(todo), _PART):
+                async with self._link.asking("delete queues of results"):
+                    for name in todo[start : start + _PART]:
+                        self._lives.pop(name, None)
+                        await channel.queue_delete(name, nowait=True)
+                    await channel.basic_qos(prefetch_count=0)  # by its reply the others are through
 
     async def declare(self, name: str, keep: float) -> None:
         """See to it that a queue of that name stands, which nothing is put into, for so many seconds."""
@@ -204,7 +222,7 @@ class ResultQueues:
 
     async def inspect(self, name: str) -> tuple[int, int] | None:
         """How many messages of a queue are ready, and how many consumers it has; None where there is no such queue."""
-        async with self._channel() as channel, self._link.asking(f"look at queue {name!r}"):
+        async with self._writing, self._channel() as channel, self._link.asking(f"look at queue {name!r}"):
             try:
                 found = await channel.queue_declare(name, passive=True)
             except amqp_errors.ChannelNotFoundEntity as exc:
@@ -231,19 +249,25 @@ class ResultQueues:
         self, lock: int, names: Sequence[str], work: Callable[[Locked, Sequence[str]], Awaitable[Mapping[str, T]]]
     ) -> Mapping[str, T]:
         async with self._turns[lock], self._reading:
-            locked = await self._lock(lock)
-            try:
-                done = await work(locked, names)
-                await self._unlock(locked)
-            except BaseException:
-                self._give_up(locked.channel)  # the server gives everything back, and the lock to others
-                raise
-            self._idle.append((self._link.generation, locked.channel))
-            return done
+            for _ in range(_AGAIN):
+                locked = await self._lock(lock)
+                try:
+                    done = await work(locked, names)
+                    await self._unlock(locked)
+                except _Vanished as exc:
+                    vanished = exc
+                    self._give_up(locked.channel)
+                    continue
+                except BaseException:
+                    self._give_up(locked.channel)  # the server gives everything back, and the lock to others
+                    raise
+                self._idle.append((self._link.generation, locked.channel))
+                return done
+        raise vanished
 
     async def _lock(self, lock: int) -> Locked:
-        await self._stand()
         queue, pause = self._lock_queue(lock), _FIRST_PAUSE
+        await self._standing.ensure([Queue(queue)])
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._link.access.reply_timeout
         while True:
@@ -299,7 +323,7 @@ class ResultQueues:
             headers = message.header.properties.headers or {}
             if UNTIL in headers:
                 await self._delete_empty(str(headers.get("x-first-death-queue", "")))
-            done.append(message.delivery.delivery_tag)
+            done.append(tag_of(message))
         async with self._link.asking("take acks"):
             for tag in done:
                 await locked.channel.basic_ack(tag, wait=False)
@@ -340,34 +364,40 @@ class ResultQueues:
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    async def _send(self, channel: Channel, sends: Sequence[tuple[str, str, bytes, spec.Basic.Properties]]) -> list[bool]:
+    async def _send(
+        self, channel: Channel, sends: Sequence[tuple[str, str, bytes, spec.Basic.Properties]]
+    ) -> list[bool]:
         """Publish to exchanges by routing keys, in order; whether there was a queue for each."""
-        async with self._link.asking("confirm results"):
-            results = await asyncio.gather(
-                *(
-                    channel.basic_publish(
-                        body, exchange=exchange, routing_key=key, properties=properties, mandatory=True, wait=False
-                    )
-                    for exchange, key, body, properties in sends
-                ),
-                return_exceptions=True,
-            )
-            for result in results:
-                match result:
-                    case amqp_errors.PublishError():
-                        continue
-                    case asyncio.CancelledError():
-                        raise Unavailable(f"RabbitMQ at {self._link.where}: the connection broke (to publish)")
-                    case BaseException():
-                        raise result
-        return [not isinstance(result, amqp_errors.PublishError) for result in results]
-
-    async def _stand(self) -> None:
-        locks = [Queue(self._lock_queue(lock)) for lock in range(LOCKS)]
-        await self._standing.ensure((self._exchange, *locks))
+        are_there: list[bool] = []
+        for start in range(0, len(sends), _PART):
+            async with self._link.asking("confirm results"):
+                results = await asyncio.gather(
+                    *(
+                        channel.basic_publish(
+                            body, exchange=exchange, routing_key=key, properties=properties, mandatory=True, wait=False
+                        )
+                        for exchange, key, body, properties in sends[start : start + _PART]
+                    ),
+                    return_exceptions=True,
+                )
+                for result in results:
+                    match result:
+                        case amqp_errors.PublishError():
+                            are_there.append(False)
+                        case asyncio.CancelledError():
+                            raise Unavailable(f"RabbitMQ at {self._link.where}: the connection broke (to publish)")
+                        case BaseException():
+                            raise result
+                        case _:
+                            are_there.append(True)
+        return are_there
 
     def _lock_queue(self, lock: int) -> str:
         return f"{self._exchange.name}.aq.results.{lock}"
+
+
+class _Vanished(Unavailable):
+    """A queue was deleted, or has expired, between two looks at it."""
 
 
 class Locked:
@@ -380,27 +410,41 @@ class Locked:
         self._queues = queues
         self._link = queues._link
 
-    def hear(self, message: DeliveredMessage) -> None:
+    async def hear(self, message: DeliveredMessage) -> None:
         """The server says that a record has expired."""
         self.heard.append(message)
 
-    async def read(self, names: Sequence[str], *, logs: bool = False) -> dict[str, Entry]:
-        """Everything under these names, in the order in which it was written; it is given back with the lock."""
-        queues = [queue for name in names for queue in ((own(name), name) if logs else (own(name),))]
-        present = await self._present(queues)
+    async def read(self, names: Sequence[str], *, logs: Container[str] = ()) -> dict[str, Entry]:
+        """The records under these names, and the ``logs`` of those that are tasks. All is given back with the lock.
+
+        The queue of a group is left alone: while somebody reads it, others count too few.
+        """
+        present = await self._present([own(name) for name in names] + [name for name in names if name in logs])
         found = {}
         for name in names:
             records = await self._take_all(own(name)) if own(name) in present else []
-            log = await self._take_all(name) if logs and name in present else []
-            # the last one is the newest
-            found[name] = Entry(records[-1] if records else None, log, [record.tag for record in records])
+            record = records[-1] if records else None  # the newest
+            is_task = record is None or record.headers.get(KIND) == STATE
+            log = await self._take_all(name) if name in logs and name in present and is_task else []
+            found[name] = Entry(record, log, [each.tag for each in records])
         return found
+
+    async def read_count(self, group_id: str) -> Sequence[Letter]:
+        """What is in the queue of a group, which nothing is put into that does not count."""
+        found = await self._queues.inspect(group_id)
+        return await self._take_all(group_id, ours=0) if found is not None else ()
+
+    async def shorten(self, log: Sequence[Letter]) -> None:
+        """Drop these messages of a log, which were read: what follows from them is written elsewhere."""
+        async with self._link.asking("take acks"):
+            for letter in log:
+                await self.channel.basic_ack(letter.tag, wait=False)
 
     async def write(self, records: Sequence[Record]) -> None:
         """Write these, in place of those that were there; returns when the server has them."""
         if not records:
             return
-        back = {
+        back: dict[str, FieldValue] = {
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": self._queues._lock_queue(self.lock),
             "x-expires": LONGEST,
@@ -422,7 +466,7 @@ class Locked:
         are_there = await self._queues._send(self.channel, sends)
         if not all(are_there):
             name = next(record.name for record, is_there in zip(records, are_there, strict=True) if not is_there)
-            raise Unavailable(f"RabbitMQ at {self._link.where}: {own(name)!r} was deleted while it was written")
+            raise _Vanished(f"RabbitMQ at {self._link.where}: {own(name)!r} is deleted again and again")
         async with self._link.asking("take acks"):
             for record in records:
                 for tag in record.old:
@@ -434,23 +478,24 @@ class Locked:
         are_there = await self._queues._send(self.channel, sends)
         return {queue for queue, is_there in zip(queues, are_there, strict=True) if is_there}
 
-    async def _take_all(self, queue: str) -> list[Letter]:
+    async def _take_all(self, queue: str, ours: int = 1) -> list[Letter]:
+        """Take what is in a queue but for the last message, which is ours: the question whether the queue is there."""
         taken: list[Letter] = []
         async with self._link.asking(f"read queue {queue!r}"):
-            while True:
+            left = ours + 1
+            while left > ours:
                 try:
                     message = await self.channel.basic_get(queue)
                 except amqp_errors.ChannelNotFoundEntity as exc:
                     if is_absent(exc):
-                        raise Unavailable(
-                            f"RabbitMQ at {self._link.where}: {queue!r} was deleted while it was read"
-                        ) from exc
+                        text = f"RabbitMQ at {self._link.where}: {queue!r} is deleted again and again"
+                        raise _Vanished(text) from exc
                     raise
                 if not isinstance(message.delivery, spec.Basic.GetOk):
-                    return taken
+                    break
                 taken.append(_letter(message))
-                if not message.delivery.message_count:
-                    return taken
+                left = message.delivery.message_count or 0
+        return taken
 
 
 @contextmanager

@@ -17,20 +17,20 @@ from asyncqueue.wire import decode_group, encode_group
 COUNTED = "aq-counted"
 """The header with the places of the members that were counted: a number to the base of 16, a bit for each."""
 
-OWNER, CLAIMED_UNTIL, TOLD_AT = "aq-owner", "aq-claimed-until", "aq-told-at"
+OWNER, CLAIMED_UNTIL, TOLD_UNTIL = "aq-owner", "aq-claimed-until", "aq-told-until"
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
     """``counted`` has a bit for each member that was counted. ``owner`` has claimed what follows it, until
-    ``claimed_until``; None where nobody has, or it was sent. ``told_at`` is when a member's end was last put into the
-    queue from which Go's workers count; 0.0: never."""
+    ``claimed_until``; None where nobody has, or it was sent. ``told_until`` is until when the queue stands, unless
+    somebody deletes it, from which Go's workers count; 0.0: it was not made by us."""
 
     meta: GroupMeta
     counted: int = 0
     owner: str | None = None
     claimed_until: float = 0.0
-    told_at: float = 0.0
+    told_until: float = 0.0
     until: float = 0.0
 
     @classmethod
@@ -42,7 +42,7 @@ class GroupRecord:
             int(headers.get(COUNTED, "0"), 16),
             headers.get(OWNER),
             number(headers.get(CLAIMED_UNTIL, "")),
-            number(headers.get(TOLD_AT, "")),
+            number(headers.get(TOLD_UNTIL, "")),
             letter.until,
         )
 
@@ -55,7 +55,7 @@ class GroupRecord:
     def headers(self) -> Mapping[str, str]:
         """All that is not in the body, but for the end of its time."""
         claim = {} if self.owner is None else {OWNER: self.owner, CLAIMED_UNTIL: repr(self.claimed_until)}
-        return {COUNTED: f"{self.counted:x}", TOLD_AT: repr(self.told_at), **claim}
+        return {COUNTED: f"{self.counted:x}", TOLD_UNTIL: repr(self.told_until), **claim}
 
     @property
     def members(self) -> Sequence[str]:
@@ -83,6 +83,10 @@ class GroupRecord:
             if member in wanted:
                 counted |= 1 << place
         return replace(self, counted=counted)
+
+    def tell(self, until: float) -> GroupRecord:
+        """The group with the queue for Go's workers standing until then."""
+        return replace(self, told_until=max(self.told_until, until))
 
     def draw(self, most: int) -> Sequence[str]:
         """Some members that were not counted."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aiormq import Channel
+from aiormq import Channel, spec
 from aiormq.abc import DeliveredMessage
 
 from asyncqueue.connections.amqp import AmqpLink, Standing
@@ -118,7 +118,8 @@ class Hearing:
             self._queue = declared.queue or ""
             await channel.basic_consume(self._queue, self._take, no_ack=True)
 
-    def _take(self, message: DeliveredMessage) -> None:
+    async def _take(self, message: DeliveredMessage) -> None:
+        assert isinstance(message.delivery, spec.Basic.Deliver)
         task_id = message.delivery.routing_key or ""
         view = self._views.get(task_id)
         if view is not None:

@@ -130,7 +130,7 @@ def group_failed(group_id: str, callback: Signature, error: str, rules: Rules, n
 def member_of(signature: Signature) -> Member | None:
     """The task as a member of a group that is waited for; None where nobody waits for one."""
     if signature.group_uuid and signature.chord_callback is not None:
-        return Member(signature.group_uuid, signature.uuid)
+        return Member(signature.group_uuid, signature.uuid, signature.group_task_count)
     return None
 
 

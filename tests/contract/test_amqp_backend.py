@@ -9,18 +9,22 @@ from asyncqueue.testing import BackendContract, GroupContract
 from asyncqueue.testing.suite import KEPT, Suite
 from tests.services import free_port
 
+LIMIT = 3_000_000
+
 
 class OnRabbit(Suite):
     """A virtual host for each test."""
 
     driver = "rabbit"
+    entry_limit = LIMIT
+    expiry = 0.5
 
     @pytest.fixture
     def service(self, amqp_url: str) -> None:
         self.url = amqp_url
 
     async def make_backend(self, results_expire_in: float = KEPT) -> AmqpBackend:
-        return AmqpBackend(self.url, results_expire_in=results_expire_in)
+        return AmqpBackend(self.url, results_expire_in=results_expire_in, max_entry=LIMIT)
 
     async def make_unreachable(self) -> AmqpBackend:
         return AmqpBackend(f"amqp://127.0.0.1:{free_port()}/")
