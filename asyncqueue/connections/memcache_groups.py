@@ -157,8 +157,6 @@ class Groups:
             new = [task_id for task_id in dict.fromkeys(task_ids) if task_id not in group.members]
             if not new:
                 return True
-            # whoever was counted before being a member was not
-            await self._link.drop(self.counts(group_id, new))
             meta = group.meta.model_copy(update={"task_uuids": (*(group.meta.task_uuids or ()), *new)})
             if (grown := await self._replace(group_id, group, meta, group.note)) is not None:
                 ends = lasting_within(grown.left, self._now())
