@@ -715,7 +715,8 @@ def test_a_url_that_cannot_work_is_told_what_was_expected(url: str, complaint: s
 )
 async def test_an_error_says_whether_trying_again_may_help(status: int, code: str, expected: type[Exception]) -> None:
     async with service_that_says(status, json.dumps({"__type": code, "message": "the reason"})) as place:
-        for driver in (DynamoBackend(f"{place}?region=here"), DynamoLock(f"{place}?region=here")):
+        url = f"{place}?region=here"
+        for driver in (DynamoBackend(url, reply_timeout=30.0), DynamoLock(url, reply_timeout=30.0)):
             for verb in (driver.open, driver.migrate):
                 with pytest.raises(expected, match=rf"127\.0\.0\.1.*{code.partition('#')[2] or code}.*the reason"):
                     await verb()
