@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -96,7 +97,7 @@ async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
         pytest.skip("another process cannot reach it")
     ledger, keys = Ledger(tmp_path / "ledger"), [f"key-{number}" for number in range(count + HALTED)]
     killed, halted = keys[:count], keys[count:]
-    ttl, at_once = (3.0, 2) if each_lock.kind in SLOW else (1.0, len(keys))  # what takes long to start is not hurried
+    ttl, at_once = (3.0, 2) if each_lock.kind in SLOW else (1.5, len(keys))  # what takes long to start is not hurried
     module = "redis" if each_lock.kind in ("sentinel", "cluster") else each_lock.kind
     async with (
         opened_nursery("tests.path.holders", f"asyncqueue.locks.{module}") as nursery,
@@ -121,10 +122,13 @@ async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
         for key in halted:
             os.kill(holders[key].pid, signal.SIGCONT)
         assert [await holders[key].ended() for key in halted] == [LOST] * HALTED
-        assert [await holders[key].ended() for key in killed] == [-signal.SIGKILL] * len(killed)
+        ends = Counter([await holders[key].ended() for key in killed])
+    # a machine that is too busy for a holder may make it lose its key before it is killed
+    assert ends.keys() <= {-signal.SIGKILL, LOST}
+    assert ends[-signal.SIGKILL] > len(killed) / 2
     late = sorted(taken[key] - last_renewal(ledger, holders[key]) - ttl for key in keys)
     print(
-        f"{each_lock.kind}: {len(killed)} holders killed, {HALTED} halted; taken over "
+        f"{each_lock.kind}: {ends[-signal.SIGKILL]} holders killed, {HALTED} halted; taken over "
         f"{late[0] * 1000:.0f} to {late[-1] * 1000:.0f} ms after the ttl of {ttl:g} s"
     )
     assert late[0] >= -GRAIN, "it was taken before its time was over"
