@@ -65,18 +65,14 @@ class MongoLock:
         taken = {"_id": "$_id", "token": token, "ends_at": _from_now(ttl)}
         stages = [{"$replaceWith": {"$cond": [_IS_HELD, "$$ROOT", taken]}}]
         found = await self._change(_lock(key), stages)
-        return token if found["token"] == token else None
+        return token if found.get("token") == token else None
 
     async def renew(self, key: str, token: str, ttl: float) -> bool:
-        held = {"_id": _lock(key), "token": token, "$expr": _IS_HELD}
-        stages = [{"$set": {"ends_at": _from_now(ttl)}}]
-        done = await self._link.run(self._collection, lambda locks: locks.update_one(held, stages))
-        return bool(done.matched_count)
+        return await self._hold(key, token, [{"$set": {"ends_at": _from_now(ttl)}}])
 
     async def release(self, key: str, token: str) -> bool:
-        held = {"_id": _lock(key), "token": token, "$expr": _IS_HELD}
-        done = await self._link.run(self._collection, lambda locks: locks.delete_one(held))
-        return bool(done.deleted_count)
+        # it is the server that deletes it, so that racers do not make and delete it in turns
+        return await self._hold(key, token, [{"$set": {"ends_at": "$$NOW"}}, {"$unset": ["token"]}])
 
     async def claim(self, turn: Turn, owner: str, now_ns: int, ttl: float) -> Claim:
         now, due_at = now_ns // _MILLISECOND, Int64(turn.due_at)
@@ -118,6 +114,12 @@ class MongoLock:
         found = await self._turns_of(key)
         due_at, sent_at = found.get("last_due_at"), found.get("last_sent_at")
         return None if due_at is None else LastTurn(int(due_at), None if sent_at is None else int(sent_at))
+
+    async def _hold(self, key: str, token: str, stages: Sequence[Mapping[str, Any]]) -> bool:
+        """Change a lock that the token holds; whether it does."""
+        held = {"_id": _lock(key), "token": token, "$expr": _IS_HELD}
+        done = await self._link.run(self._collection, lambda locks: locks.update_one(held, stages))
+        return bool(done.matched_count)
 
     async def _change(self, name: str, stages: Sequence[Mapping[str, Any]]) -> Document:
         """Change a document, which is made where it is missing, in one step; what it is then."""
