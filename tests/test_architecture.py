@@ -51,8 +51,9 @@ LIBRARIES = {
     "sqlite3": "connections.sqlite brokers.sqlite backends.sqlite locks.sqlite",
     "redis": "connections.redis brokers.redis backends.redis locks.redis",
     "hiredis": "connections.redis",
-    "aio_pika": "connections.amqp brokers.amqp backends.amqp",
-    "aiormq": "connections.amqp connections.amqp_holding brokers.amqp backends.amqp",
+    "aio_pika": "connections.amqp brokers.amqp",
+    "aiormq": "connections.amqp connections.amqp_holding connections.amqp_results connections.amqp_results_hearing"
+    " brokers.amqp",
     "yarl": "connections.amqp",
     "aiobotocore": "connections.aws brokers.sqs backends.dynamodb",
     "botocore": "connections.aws brokers.sqs backends.dynamodb",

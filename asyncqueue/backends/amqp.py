@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -180,7 +180,7 @@ class AmqpBackend:
         ]
         shorter = await self._queues.append(posts, keep)
         longer = {name: moment for name, moment in until.items() if moment > now + min(keep, shorter.get(name, keep))}
-        await self._prolong(longer, logs=longer)
+        await self._prolong(longer)
         for name, moment in until.items():
             _remember(self._kept, name, moment)
 
@@ -196,7 +196,7 @@ class AmqpBackend:
         """What follows from the logs of these tasks."""
 
         async def read(locked: Locked, names: Sequence[str]) -> Mapping[str, Entry]:
-            entries = await locked.read(names, logs=names)
+            entries = await locked.read(names, logs=True)
             until = self._now() + self.results_expire_in
             long = {name: entry for name, entry in entries.items() if len(entry.log) > LONG}
             records = [record for name, entry in long.items() for record in _longer(name, entry, until)]
@@ -286,7 +286,7 @@ class AmqpBackend:
         todo = dict.fromkeys(each for family in some if firsts[family[0]] <= enough for each in family)
         known = set(todo)
         while todo:
-            inner = await self._prolong(dict.fromkeys(todo, until), logs=_tasks(todo))
+            inner = await self._prolong(dict.fromkeys(todo, until))
             todo = dict.fromkeys(each for each in inner if each not in known)
             known.update(todo)
 
@@ -294,21 +294,20 @@ class AmqpBackend:
         """Until when these are kept at least; 0.0 where there is no entry."""
 
         async def read(locked: Locked, names: Sequence[str]) -> Mapping[str, float]:
-            return {name: _until(name, entry) for name, entry in (await locked.read(names, logs=_tasks(names))).items()}
+            return {name: _until(name, entry) for name, entry in (await _entries(locked, names)).items()}
 
         found = await self._queues.each(names, read)
         for name, until in found.items():
             _remember(self._kept, name, until)
         return found
 
-    async def _prolong(self, until: Mapping[str, float], logs: Container[str]) -> Sequence[str]:
-        """Keep these until then, unless they are kept longer; returns what is in them, which they stand for. Those that
-        may be tasks have ``logs``."""
+    async def _prolong(self, until: Mapping[str, float]) -> Sequence[str]:
+        """Keep these until then, unless they are kept longer; returns what is in them, which they stand for."""
         inner: list[str] = []
 
         async def prolong(locked: Locked, names: Sequence[str]) -> Mapping[str, None]:
             records = []
-            for name, entry in (await locked.read(names, logs=logs)).items():
+            for name, entry in (await _entries(locked, names)).items():
                 inner.extend(_inside(entry))
                 if entry.is_there and _until(name, entry) < until[name]:
                     records += _longer(name, entry, until[name])
@@ -327,10 +326,20 @@ class AmqpBackend:
         return self._clock.now_ns() / NANOSECONDS
 
 
-def _tasks(names: Iterable[str]) -> set[str]:
-    """Those of these that may be tasks: Go's clients and ours name groups so, and of Go's there is nothing but a queue,
-    which is not to be read without need."""
-    return {name for name in names if not name.startswith("group_")}
+async def _entries(locked: Locked, names: Sequence[str]) -> Mapping[str, Entry]:
+    """What is under these names, which may be of tasks, groups or plans.
+
+    The queue of a group is left alone, since others count what is in it: ours have a record, and those of Go's clients
+    are all named so.
+    """
+    entries = await locked.read(names)
+    tasks = [
+        name
+        for name, entry in entries.items()
+        if (not name.startswith("group_") if entry.record is None else entry.record.headers.get(KIND) == STATE)
+    ]
+    logs = await locked.read_logs(tasks)
+    return {name: replace(entry, log=logs.get(name, ())) for name, entry in entries.items()}
 
 
 def _folded(name: str, entry: Entry) -> Known | None:

@@ -28,8 +28,7 @@ from typing import Any, TypeVar
 
 from aiormq import Channel, spec
 from aiormq import exceptions as amqp_errors
-from aiormq.abc import DeliveredMessage
-from pamqp.common import FieldValue
+from aiormq.abc import ArgumentsType, DeliveredMessage
 
 from asyncqueue.connections.amqp import AmqpLink, Standing, is_absent
 from asyncqueue.connections.amqp_holding import tag_of
@@ -56,6 +55,7 @@ LONGEST = 2**32 - 1
 
 _AGAIN = 10
 _PART = 100
+_OWN = ".aq"
 _REMEMBERED = 10_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 _OTHER_ARGUMENT = re.compile(
@@ -167,20 +167,23 @@ class ResultQueues:
     def _learns_from(self, said: str, names: Container[str]) -> bool:
         """Whether this says of one of these queues what we did not know: that it stands with another expiry, or does
         not stand any more."""
-        if (other := _OTHER_ARGUMENT.search(said)) and other[1] in names and other[1] not in self._lives:
-            self._lives[other[1]] = int(other[2]) / 1000
+        if (other := _OTHER_ARGUMENT.search(said)) and other[1] in names:
+            name, life = other[1], int(other[2]) / 1000
+            is_news = self._lives.get(name) != life
+            self._lives[name] = life
             while len(self._lives) > _REMEMBERED:
                 self._lives.popitem(last=False)
-            return True
+            return is_news
         absent = _NO_QUEUE.search(said)
         return absent is not None and self._lives.pop(absent[1], None) is not None
 
     async def _declare_log(self, channel: Channel, name: str, keep: float) -> None:
-        if name not in self._lives:
-            life = _milliseconds(keep)
-            arguments: dict[str, FieldValue] = {"x-message-ttl": life, "x-expires": life}
-            # only where an answer is asked for, the time of a queue that stands begins anew
-            await channel.queue_declare(name, auto_delete=True, arguments=arguments)
+        if name in self._lives:  # if it does not stand any more, this says so
+            await channel.queue_bind(name, self._exchange.name, name, nowait=True)
+        life = _milliseconds(self._lives.get(name, keep))
+        arguments: ArgumentsType = {"x-message-ttl": life, "x-expires": life}
+        # only where an answer is asked for, the time of a queue that stands begins anew
+        await channel.queue_declare(name, auto_delete=True, arguments=arguments)
         await channel.queue_bind(name, self._exchange.name, name, nowait=True)
 
     async def _publish(self, posts: Sequence[Post], keep: float) -> list[Post]:
@@ -199,9 +202,10 @@ class ResultQueues:
         return absent
 
     async def notify(self, names: Iterable[str], headers: Mapping[str, str]) -> None:
-        """Tell those who wait for these, and nobody else."""
+        """Tell those who wait for these, and nobody else: where no consumer takes it, it expires at once."""
+        await self._standing.ensure([self._exchange])
         async with self._channel() as channel:
-            await self._send(channel, [(self._exchange.name, name, b"", _properties(headers)) for name in names])
+            await self._send(channel, [(self._exchange.name, name, b"", _properties(headers, 0)) for name in names])
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete these queues; unknown ones are no error."""
@@ -321,8 +325,9 @@ class ResultQueues:
         done = []
         for message in tuple(locked.heard):
             headers = message.header.properties.headers or {}
-            if UNTIL in headers:
-                await self._delete_empty(str(headers.get("x-first-death-queue", "")))
+            queue = headers.get("x-first-death-queue")
+            if UNTIL in headers and isinstance(queue, str) and queue.endswith(_OWN):  # and no question of ours
+                await self._delete_empty(queue)
             done.append(tag_of(message))
         async with self._link.asking("take acks"):
             for tag in done:
@@ -414,20 +419,22 @@ class Locked:
         """The server says that a record has expired."""
         self.heard.append(message)
 
-    async def read(self, names: Sequence[str], *, logs: Container[str] = ()) -> dict[str, Entry]:
-        """The records under these names, and the ``logs`` of those that are tasks. All is given back with the lock.
-
-        The queue of a group is left alone: while somebody reads it, others count too few.
-        """
-        present = await self._present([own(name) for name in names] + [name for name in names if name in logs])
+    async def read(self, names: Sequence[str], *, logs: bool = False) -> dict[str, Entry]:
+        """The records under these names, and with ``logs`` what they are records of, which must be tasks then. All is
+        given back with the lock."""
+        present = await self._present([own(name) for name in names] + (list(names) if logs else []))
         found = {}
         for name in names:
             records = await self._take_all(own(name)) if own(name) in present else []
-            record = records[-1] if records else None  # the newest
-            is_task = record is None or record.headers.get(KIND) == STATE
-            log = await self._take_all(name) if name in logs and name in present and is_task else []
-            found[name] = Entry(record, log, [each.tag for each in records])
+            log = await self._take_all(name) if name in present else []
+            # the last one is the newest
+            found[name] = Entry(records[-1] if records else None, log, [each.tag for each in records])
         return found
+
+    async def read_logs(self, names: Sequence[str]) -> dict[str, Sequence[Letter]]:
+        """The logs of these tasks alone."""
+        present = await self._present(names)
+        return {name: await self._take_all(name) if name in present else [] for name in names}
 
     async def read_count(self, group_id: str) -> Sequence[Letter]:
         """What is in the queue of a group, which nothing is put into that does not count."""
@@ -444,7 +451,7 @@ class Locked:
         """Write these, in place of those that were there; returns when the server has them."""
         if not records:
             return
-        back: dict[str, FieldValue] = {
+        back: ArgumentsType = {
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": self._queues._lock_queue(self.lock),
             "x-expires": LONGEST,
@@ -512,7 +519,7 @@ def _said_by(channel: Channel) -> Iterator[None]:
 
 def own(name: str) -> str:
     """The queue of the record under that name."""
-    return f"{name}.aq"
+    return f"{name}{_OWN}"
 
 
 def lock_of(name: str) -> int:

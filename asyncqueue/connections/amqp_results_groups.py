@@ -311,7 +311,7 @@ class ResultGroups:
         bodies = {state.task_uuid: encode_state(state) for state in _states(log) if state.is_completed}
 
         async def write(locked: Locked, names: Sequence[str]) -> Mapping[str, None]:
-            entries = await locked.read(names, logs=names)
+            entries = await locked.read(names, logs=True)
             records = []
             for name, entry in entries.items():
                 known = fold(name, entry.record, entry.log)
