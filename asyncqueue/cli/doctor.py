@@ -27,6 +27,7 @@ PROBE_QUEUE = "asyncqueue.doctor"
 """Messages of ours go to this queue and are taken from it; no worker of anybody's consumes it."""
 
 _ROUND_TRIPS = 5
+_PROBES = 8  # entries of the backend: a store may be spread over several servers
 _SLOW = 0.1  # seconds
 _SKEW = 1.0  # seconds
 _PATIENCE = 15.0  # seconds for each check
@@ -68,7 +69,7 @@ def doctor(words: Sequence[str], as_json: bool, address: Address) -> None:
     """Check that the stores of a server answer, allow what is needed, and are set up well.
 
     One line for each check, with ok, warn or fail. No task is sent, and none is run: the broker is tried with a queue
-    of its own, asyncqueue.doctor, the backend with an entry that is dropped at once.
+    of its own, asyncqueue.doctor, the backend with entries that are dropped at once.
 
     The exit code is 1 if a check failed.
 
@@ -188,12 +189,13 @@ async def _backend(connected: Connected, clock: Clock) -> list[Finding]:
     backend = connected.backend
     if backend is None:
         return [Finding("backend", "ok", "none: no result is kept")]
-    probe = new_task_id()
-    seconds = await _round_trip(clock, lambda: backend.get([probe]))
-    await backend.begin([TaskState(task_uuid=probe, task_name=PROBE_QUEUE, created_at=clock.now_ns())])
-    (state,) = await backend.get([probe])
-    await backend.forget([probe])
-    if state is None or state.state is not State.PENDING:
+    probes = [new_task_id() for _ in range(_PROBES)]
+    seconds = await _round_trip(clock, lambda: backend.get(probes[:1]))
+    now = clock.now_ns()
+    await backend.begin([TaskState(task_uuid=probe, task_name=PROBE_QUEUE, created_at=now) for probe in probes])
+    states = await backend.get(probes)
+    await backend.forget(probes)
+    if any(state is None or state.state is not State.PENDING for state in states):
         return [Finding("backend", "fail", "a state that was written could not be read")]
     return [_timed("backend", seconds)]
 
