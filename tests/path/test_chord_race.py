@@ -26,9 +26,9 @@ from tests.path.bench import Place, in_time
 PROCESSES = 3
 """Backends that race: each as another worker process would have it."""
 
-COUNTS = 100, 5, 50
+COUNTS = 100, 3, 50
 """Finishers, and how often they race: by default, and in the long run."""
-SLOW = dict.fromkeys(("mongo", "dynamodb", "rabbit"), (20, 2, 10))
+SLOW = dict.fromkeys(("mongo", "dynamodb", "rabbit"), (20, 1, 10))
 """The same where the test server is slow under contention."""
 SPREADS = 0.0, 0.05, 0.2
 """Within how long (seconds) they all finish."""
