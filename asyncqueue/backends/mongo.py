@@ -6,7 +6,6 @@ the states are polled.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Hashable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
-from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url
+from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url, together
 from asyncqueue.connections.mongo_documents import (
     ENTRY_END,
     FINAL,
@@ -188,9 +187,7 @@ class MongoBackend:
     async def _ends(self, ids: Sequence[str]) -> dict[str, float]:
         """When entries of tasks, groups or plans are gone (unix seconds); never, where that is not said."""
         stored = ((self._tasks, TASK_END), (self._group_metas, ENTRY_END), (PLANS, ENTRY_END))
-        found = await asyncio.gather(
-            *(self._link.find(name, {"_id": {"$in": list(ids)}}, (end,)) for name, end in stored)
-        )
+        found = await together(self._link.find(name, {"_id": {"$in": list(ids)}}, (end,)) for name, end in stored)
         return {
             each["_id"]: int(each[end]) / 1000 if end in each else float("inf")
             for (_, end), documents in zip(stored, found, strict=True)

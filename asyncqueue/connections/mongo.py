@@ -7,7 +7,7 @@ repeats a call; the library repeats one whose connection broke, once, where the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -43,7 +43,16 @@ DEFAULT_DATABASE = "machinery"
 MAX_DOCUMENT = 16 * 1024 * 1024
 """The most bytes of one document; the service's own limit."""
 
-NO_CHANGE_STREAMS = frozenset({13, 59, 115, 303, 40324, 40573})
+NO_CHANGE_STREAMS = frozenset(
+    {
+        13,  # Unauthorized
+        59,  # CommandNotFound
+        115,  # CommandNotSupported
+        238,  # NotImplemented
+        40324,  # a stage of that name is not known
+        40573,  # no replica set
+    }
+)
 """What a server answers that tells nobody of changes, or not us: a lone one, a look-alike, one that forbids it."""
 
 
@@ -107,14 +116,11 @@ class MongoLink:
     ``client`` is one that the caller made and will close: an ``AsyncMongoClient`` of PyMongo, or a Motor client.
     """
 
-    def __init__(
-        self, address: MongoAddress, *, client: Any = None, reply_timeout: float = REPLY_TIMEOUT, **options: Any
-    ) -> None:
+    def __init__(self, address: MongoAddress, *, client: Any = None, reply_timeout: float = REPLY_TIMEOUT) -> None:
         if client is not None:
             _require_client(client)
         self.address = address
         self._given = client
-        self._options = options
         self._reply_timeout = reply_timeout
         self._client: Any = None
         self._database: Any = None
@@ -126,22 +132,25 @@ class MongoLink:
 
     def twin(self) -> MongoLink:
         """Another link to the same place."""
-        return MongoLink(self.address, client=self._given, reply_timeout=self._reply_timeout, **self._options)
+        return MongoLink(self.address, client=self._given, reply_timeout=self._reply_timeout)
 
     async def open(self) -> None:
         """Reach the server. Twice is no harm."""
         if self._database is not None:
             return
         self._client = self._given if self._given is not None else self._made()
-        self._database = self._client.get_database(
-            self.address.database,
-            # others may have written moments that Python's calendar has not
-            codec_options=CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS),
-            read_preference=ReadPreference.PRIMARY,
-            write_concern=WriteConcern("majority"),
-        )
         try:
+            self._database = self._client.get_database(
+                self.address.database,
+                # others may have written moments that Python's calendar has not
+                codec_options=CodecOptions(datetime_conversion=DatetimeConversion.DATETIME_MS),
+                read_preference=ReadPreference.PRIMARY,
+                write_concern=WriteConcern("majority"),
+            )
             await self._call(lambda database: database.command("ping"))
+        except mongo_errors.InvalidName as exc:
+            await self.close()
+            raise self.meaning(exc) from exc
         except BaseException:
             await self.close()
             raise
@@ -314,10 +323,21 @@ class MongoLink:
         }
         mine = {name: value for name, value in options.items() if name not in self.address.options}
         try:
-            client: AsyncMongoClient[Any] = AsyncMongoClient(self.address.url, **mine, **self._options)
+            client: AsyncMongoClient[Any] = AsyncMongoClient(self.address.url, **mine)
         except (mongo_errors.PyMongoError, ValueError) as exc:
             raise ConfigError(f"MongoDB at {self.address}: {exc}") from exc
         return client
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """What calls return that are made side by side; raises what the first of them raises, once all have ended."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    found: list[T] = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        found.append(answer)
+    return found
 
 
 class NotTold(Refused):

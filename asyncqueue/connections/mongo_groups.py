@@ -13,7 +13,6 @@ has claimed what follows it until ``aq_claimed_until``, and a group that is trig
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pymongo.errors import BulkWriteError
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.connections.keeping import kept_until
-from asyncqueue.connections.mongo import Document, MongoLink
+from asyncqueue.connections.mongo import Document, MongoLink, together
 from asyncqueue.connections.mongo_documents import ENTRY_END, FINAL, TASK_END, group_document, is_gone, moment
 from asyncqueue.state import GroupMeta
 
@@ -184,7 +183,7 @@ class MongoGroups:
         found: list[_Left] = []
         for start in range(0, len(standings), _AT_ONCE):
             some = standings[start : start + _AT_ONCE]
-            found += await asyncio.gather(*(self._left_of(each, draw) for each in some))
+            found += await together(self._left_of(each, draw) for each in some)
         return {each.group_id: left for each, left in zip(standings, found, strict=True)}
 
     async def _left_of(self, standing: _Standing, draw: int) -> _Left:

@@ -5,7 +5,6 @@ That an entry ends is up to indexes, which drop it when its moment is over.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from asyncqueue.connections.mongo import Document, MongoLink
+from asyncqueue.connections.mongo import Document, MongoLink, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Indexes:
 
     async def _found(self, link: MongoLink) -> dict[str, list[Document]]:
         collections = list(dict.fromkeys(each.collection for each in self.wanted))
-        return dict(zip(collections, await asyncio.gather(*map(link.indexes, collections)), strict=True))
+        return dict(zip(collections, await together(map(link.indexes, collections)), strict=True))
 
     def _lines(self, found: dict[str, list[Document]]) -> list[str]:
         return [str(each) for each in (*self._wrong(found), *(useless for useless, _ in self._dropped(found)))]

@@ -570,6 +570,12 @@ def test_a_url_that_cannot_work_is_a_clear_error(url: str, expected: str) -> Non
     assert "c4n4ry" not in str(raised.value)
 
 
+async def test_a_database_that_cannot_be_is_a_clear_error() -> None:
+    for driver in (MongoBackend("mongodb://host", database="a b"), MongoLock("mongodb://host", database="a.b")):
+        with pytest.raises(ConfigError, match=r"database names cannot contain"):
+            await driver.open()
+
+
 async def test_a_login_and_a_certificate_are_asked_for_and_no_password_is_shown(start_server: StartServer) -> None:
     server = start_server(MongoServer(durable=True, tls=True))
     with pymongo.MongoClient[dict[str, Any]](server.url) as client:
