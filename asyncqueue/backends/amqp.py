@@ -60,9 +60,9 @@ class AmqpBackend:
     after its last write. ``topology`` is Machinery's, of which the exchange counts: it has to be named, and to be a
     direct one or a topic. ``max_entry`` is the most bytes of one entry; a server may take less. ``go_groups`` says that
     Go's clients send groups too, of which they record nothing: one without an entry is not lost then, but counted as
-    Go's workers do it. ``reply_timeout``
-    (seconds) is for each request, for the confirmation of a batch, and for a lock that others have; ``heartbeat`` is
-    in whole seconds. ``tls`` is a context to use for ``amqps://`` instead of the one that the URL's options make.
+    Go's workers do it. ``reply_timeout`` (seconds) is for each request, for the confirmation of a batch, and for a lock
+    that others have; ``heartbeat`` is in whole seconds. ``tls`` is a context to use for ``amqps://`` instead of the one
+    that the URL's options make.
     """
 
     def __init__(
@@ -101,9 +101,7 @@ class AmqpBackend:
     def address(self) -> str:
         return ", ".join(f"amqp://{server}" for server in self._access.servers)
 
-    def connect_with(
-        self, url: str, *, topology: Topology | None = None, tls: ssl.SSLContext | None = None, **_: Any
-    ) -> None:
+    def connect_with(self, url: str, *, tls: ssl.SSLContext | None = None, **_: Any) -> None:
         self._access.servers = parse_urls(url, "", tls)
 
     async def open(self) -> None:

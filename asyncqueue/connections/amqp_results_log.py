@@ -107,9 +107,9 @@ def _since(begun: str, log: Sequence[Letter]) -> Sequence[Letter]:
 
 
 def _inherit(state: TaskState, old: TaskState) -> TaskState:
-    changes = {}
+    changes: dict[str, object] = {}
     if not state.task_name:
         changes["task_name"] = old.task_name
     if state.created_at == rfc3339.ZERO:
-        changes["created_at"] = old.created_at  # type: ignore[assignment]
+        changes["created_at"] = old.created_at
     return state.model_copy(update=changes) if changes else state
