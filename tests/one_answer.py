@@ -10,7 +10,7 @@ from tests.services import free_port
 
 
 @asynccontextmanager
-async def service_that_says(status: int, body: str) -> AsyncIterator[str]:
+async def service_that_says(status: int, body: str, *headers: str) -> AsyncIterator[str]:
     """``http://key:secret@host:port``, where every request has this answer. With the status 0 there is none."""
     leaving = asyncio.Event()
 
@@ -20,8 +20,9 @@ async def service_that_says(status: int, body: str) -> AsyncIterator[str]:
         await reader.readexactly(length)
         if status == 0:
             await leaving.wait()
-        words = f"HTTP/1.1 {status} X\r\nContent-Type: application/x-amz-json-1.0\r\nConnection: close"
-        writer.write(f"{words}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        kind = "Content-Type: application/x-amz-json-1.0"
+        words = [f"HTTP/1.1 {status} X", kind, "Connection: close", f"Content-Length: {len(body)}", *headers]
+        writer.write("\r\n".join([*words, "", body]).encode())
         await writer.drain()
         writer.close()
 

@@ -259,6 +259,8 @@ class AwsLink:
                 return Refused(text)
             case aws_errors.ConnectionError() | aws_errors.HTTPClientError() | aws_errors.CredentialRetrievalError():
                 return Unavailable(text)
+            case aws_errors.ChecksumError():  # an answer that was damaged on its way
+                return Unavailable(text)
             case _:
                 return ConfigError(text)
 

@@ -41,6 +41,7 @@ _NAMES = re.compile(r"#(\w+)")
 _CONDITION_FAILED = "ConditionalCheckFailedException"
 _CANCELLED = "TransactionCanceledException"
 _CONTENDED = ("ConditionalCheckFailed", "TransactionConflict")
+_THROTTLED = ("ProvisionedThroughputExceeded", "ThrottlingError")
 _INVALID = "ValidationException"
 
 
@@ -97,6 +98,7 @@ class Dynamo:
             client=client,
         )
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._is_closed = False
 
     @property
     def address(self) -> str:
@@ -112,23 +114,29 @@ class Dynamo:
         """Another one, to the same place."""
         twin = copy(self)
         twin._link = self._link.twin()
+        twin._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        twin._is_closed = False
         return twin
 
     async def open(self, tables: Iterable[Table]) -> None:
         """Reach it, and see that these tables are there."""
+        self._is_closed = False
         async with AsyncExitStack() as on_error:
             on_error.push_async_callback(self._link.close)
             await all_of(self.look(table, "aq") for table in tables)
             on_error.pop_all()
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Let go of the connections; what is under way ends with ``Unavailable``."""
+        self._is_closed = True
         await self._link.close()
 
     async def call(self, operation: str, table: Table, **parameters: Any) -> Reply:
         """One request that is about a table."""
         try:
             async with self._slots:
+                if self._is_closed:  # the link would connect anew, and nobody would close that
+                    raise Unavailable(f"DynamoDB at {self.address} was closed")
                 return await self._link.call(operation, **parameters)
         except Missing as exc:
             region = self._link.address.region or "of the environment"
@@ -196,8 +204,10 @@ class Dynamo:
         try:
             await self.call("transact_write_items", changes[0].table, TransactItems=items)
         except SaidNo as exc:
-            if exc.code == _CANCELLED and not any(reason in str(exc) for reason in _CONTENDED):
-                raise Unavailable(str(exc)) from exc  # it is asked too much
+            if exc.code == _CANCELLED and any(reason in str(exc) for reason in _THROTTLED):
+                raise Unavailable(str(exc)) from exc
+            if not any(reason in str(exc) for reason in _CONTENDED):
+                raise
             return _held(exc, _CANCELLED)
         return True
 

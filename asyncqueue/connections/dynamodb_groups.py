@@ -94,6 +94,8 @@ class Groups:
             members = _members_of(group) or ()
             new = [task_id for task_id in dict.fromkeys(task_ids) if task_id not in set(members)]
             if not new or await self._append(group, new, keep, now):
+                # the addition prolongs the group, and who was counted stays counted
+                await self._tallies.prolong((group_id,), expires_at(keep, now), now)
                 return True
         raise too_many_tries(f"group {group_id}")
 

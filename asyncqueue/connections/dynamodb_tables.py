@@ -68,7 +68,10 @@ async def _is_there(dynamo: Dynamo, table: Table) -> bool:
 
 async def _expires(dynamo: Dynamo, table: Table) -> bool:
     """Raises ``Refused`` where its items expire by another attribute."""
-    reply = await dynamo.call("describe_time_to_live", table, TableName=table.name)
+    try:
+        reply = await dynamo.call("describe_time_to_live", table, TableName=table.name)
+    except Missing:  # it is still being made
+        return False
     said = reply.get("TimeToLiveDescription", {})
     if said.get("TimeToLiveStatus") not in ("ENABLED", "ENABLING"):
         return False

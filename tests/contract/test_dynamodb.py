@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
 from asyncqueue.backends.dynamodb import DynamoBackend
 from asyncqueue.clock import Clock
-from asyncqueue.connections.aws import Reply, parse_url
-from asyncqueue.connections.dynamodb import Table
+from asyncqueue.connections.aws import Missing, Reply, parse_url
+from asyncqueue.connections.dynamodb import Table, change
 from asyncqueue.connections.dynamodb_groups import LOCKED_FOR
 from asyncqueue.connections.dynamodb_items import MAX_ITEM, ROOM, number, size_of
 from asyncqueue.connections.dynamodb_states import item_of
@@ -457,6 +457,20 @@ class TestOfItsOwn(OnDynamoBackend, BackendSuite):
         assert found
         assert len(found.task_uuids or ()) == 65
 
+    async def test_who_was_counted_stays_counted_for_as_long_as_additions_keep_a_group(self) -> None:
+        short = await self.another_backend(self.expiry)
+        for size in (2, 40):  # in the tally itself, and in shards
+            first, *others = [f"task_{size}_{number}" for number in range(size)]
+            group_id, added = f"group_{size}", f"task_{size}_added"
+            await short.open_groups([GroupMeta(group_uuid=group_id, task_uuids=(first, *others))])
+            await short.put([state(first, State.SUCCESS)])
+            assert await self.finish(group_id, [first]) is Progress.WAITING
+            await self.advance(self.expiry / 2)
+            assert await short.add_members(group_id, [added])
+            await self.advance(self.expiry / 2)
+            assert await self.states(first) == [None]
+            assert await self.finish(group_id, [*others, added]) is Progress.COMPLETE
+
     async def test_nobody_is_added_to_a_big_group_whose_last_member_has_just_ended(self) -> None:
         members = [f"task_{number}" for number in range(40)]
         await self.backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=tuple(members))])
@@ -525,6 +539,35 @@ class TestOfItsOwn(OnDynamoBackend, BackendSuite):
         self.backend._dynamo.look = look  # type: ignore[method-assign]  # what comes in between
         with pytest.raises(Unavailable, match="group_a: others have changed it"):
             await self.backend.claim_group("group_a", "me", 60)
+
+    async def test_a_change_of_several_items_that_can_never_be_made_is_refused(self) -> None:
+        table, dynamo = Table("task_states", "TaskUUID"), self.backend._dynamo
+        await dynamo.write(table, [{"TaskUUID": {"S": "task_a"}, "Fill": {"S": "x" * 390_000}}])
+        more = {"More": {"S": "x" * 20_000}}
+        changes = [
+            change(table, task_id, sets=more, condition="attribute_not_exists(#More)", values={})
+            for task_id in ("task_a", "task_b")
+        ]
+        with pytest.raises(Refused, match="ValidationError"):
+            await dynamo.alter_all(*changes)
+
+    # closing
+
+    async def test_what_is_under_way_when_it_is_closed_ends_and_connects_no_more(self) -> None:
+        backend = DynamoBackend(self.url, clock=self.clock)
+        await self.opened(backend)
+        states = [state(f"task_{number}", State.SUCCESS) for number in range(200)]
+        with counted(backend) as count:
+            under_way = asyncio.create_task(backend.put(states))
+
+            async def is_under_way() -> bool:
+                return count["update_item"] > 0
+
+            await self.until(is_under_way)
+        await backend.close()
+        with pytest.raises(Unavailable):
+            await self.in_time(under_way)
+        assert backend._dynamo._link._own is None
 
     # a client that somebody made
 
@@ -610,6 +653,28 @@ class TestMissingTables(OnDynamo):
         for table in ("my_states", "my_groups"):
             reply = await self.call("describe_time_to_live", TableName=table)
             assert reply["TimeToLiveDescription"] == {"TimeToLiveStatus": "ENABLED", "AttributeName": "TTL"}
+
+    async def test_a_table_that_another_process_is_making_is_waited_for(self) -> None:
+        await self.made("aq_locks", "Name")
+        lock, making = DynamoLock(self.url), 2
+        inner = lock._dynamo.call
+
+        async def call(operation: str, table: Table, **parameters: Any) -> Reply:
+            """As DynamoDB has it for some seconds after a table was asked for, and DynamoDB Local never."""
+            nonlocal making
+            if operation == "describe_time_to_live" and making:
+                raise Missing("it is not active", "ResourceNotFoundException")
+            reply = await inner(operation, table, **parameters)
+            if operation != "describe_table" or not making:
+                return reply
+            making -= 1
+            return {**reply, "Table": {**reply["Table"], "TableStatus": "CREATING"}}
+
+        lock._dynamo.call = call  # type: ignore[method-assign]  # the one seam before the service
+        assert await lock.migrate() == ["expiry of the items of table aq_locks by their TTL"]
+        assert not making
+        assert await lock.missing() == []
+        await lock.close()
 
     async def test_another_table_of_that_name_is_told_what_was_expected(self) -> None:
         await self.made("task_states", "Id")
@@ -727,6 +792,14 @@ async def test_a_service_that_says_nothing_is_unavailable() -> None:
     async with service_that_says(0, "") as place:
         backend = DynamoBackend(f"{place}?region=here", reply_timeout=0.2)
         with pytest.raises(Unavailable, match=r"no answer to get_item within 0\.2 s"):
+            await backend.open()
+        await backend.close()
+
+
+async def test_an_answer_that_was_damaged_on_its_way_is_unavailable() -> None:
+    async with service_that_says(200, "{}", "x-amz-crc32: 1") as place:
+        backend = DynamoBackend(f"{place}?region=here", reply_timeout=30.0)
+        with pytest.raises(Unavailable, match="Checksum"):
             await backend.open()
         await backend.close()
 
