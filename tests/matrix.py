@@ -95,9 +95,9 @@ def _cell_of(item: pytest.Item) -> Sequence[str] | None:
 
 
 def _suite_of(page: type, test: str) -> str | None:
-    """The shipped suite that a test of a contract page comes from."""
-    owner = next((each for each in page.__mro__ if test in vars(each)), None)
-    return owner.__name__ if owner is not None and owner.__module__.startswith("asyncqueue.testing.") else None
+    """The shipped suite that a test of a contract page comes from, also where the page has a version of its own."""
+    suites = (each for each in page.__mro__ if each.__module__.startswith("asyncqueue.testing."))
+    return next((each.__name__ for each in suites if test in vars(each)), None)
 
 
 def _driver_named_by(page: str) -> str:
