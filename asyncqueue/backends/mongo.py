@@ -75,6 +75,11 @@ class MongoBackend:
     def address(self) -> str:
         return str(self._link.address)
 
+    @property
+    def database(self) -> str:
+        """The name of the database in use, whether URL, option or default says it."""
+        return self._link.address.database
+
     async def open(self) -> None:
         if self._stream is not None:
             return

@@ -548,6 +548,7 @@ def kinds(value: Any) -> Any:
 def test_a_url_names_hosts_and_a_database(url: str, database: str, shown: str) -> None:
     backend = MongoBackend(url, database=database)
     assert backend.address == MongoLock(url, database=database).address == shown
+    assert backend.database == shown.rpartition("/")[2]
 
 
 @pytest.mark.parametrize(
