@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,8 @@ from asyncqueue.config.sources import pubsub_emulator
 from asyncqueue.errors import ConfigError
 from asyncqueue.locks.base import Lock
 from asyncqueue.redact import redact_url
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["broker", "result backend", "lock"]
 """What a URL can be meant to be."""
@@ -246,16 +249,18 @@ def backend_for(url: str, settings: Settings) -> Backend:
             )
         case "mongodb" | "mongodb+srv":
             mongo = settings.mongodb
-            return cast(
-                Backend,
-                made(
-                    url,
-                    results_expire_in=keep,
-                    database=mongo.database,
-                    tasks_collection=mongo.tasks_collection,
-                    group_metas_collection=mongo.group_metas_collection,
-                ),
+            backend = made(
+                url,
+                results_expire_in=keep,
+                database=mongo.database,
+                tasks_collection=mongo.tasks_collection,
+                group_metas_collection=mongo.group_metas_collection,
             )
+            if settings.go_compat:
+                _warn_where_go_does_not_look("database", backend.database, "machinery")
+                _warn_where_go_does_not_look("collection of tasks", mongo.tasks_collection, "tasks")
+                _warn_where_go_does_not_look("collection of groups", mongo.group_metas_collection, "group_metas")
+            return cast(Backend, backend)
         case "https" | "http":
             dynamodb = settings.dynamodb
             return cast(
@@ -269,6 +274,12 @@ def backend_for(url: str, settings: Settings) -> Backend:
             )
         case _:
             return cast(Backend, made(_memory_store(url), results_expire_in=keep))
+
+
+def _warn_where_go_does_not_look(what: str, name: str, known_to_go: str) -> None:
+    """Go's workers keep their results in MongoDB by these names, whatever their URL says."""
+    if name != known_to_go:
+        log.warning("MongoDB's %s is %r, and Go's workers look at %r: go_compat is on", what, name, known_to_go)
 
 
 def lock_for(url: str, settings: Settings) -> Lock:

@@ -112,6 +112,26 @@ def test_what_is_no_url_of_ours_is_refused_at_once(url: str) -> None:
         Server(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "mongodb", "said"),
+    [
+        ("mongodb://h/results", {}, "database is 'results', and Go's workers look at 'machinery'"),
+        ("mongodb://h/", {"database": "mine"}, "database is 'mine'"),
+        ("mongodb://h/", {"tasks_collection": "states"}, "collection of tasks is 'states'"),
+        ("mongodb://h/", {"group_metas_collection": "groups"}, "collection of groups is 'groups'"),
+    ],
+)
+def test_under_go_compat_results_where_go_does_not_look_are_warned_of(
+    url: str, mongodb: dict[str, object], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls.backend_for(url, Settings.parse({"mongodb": mongodb}))
+    urls.backend_for("mongodb://h/machinery", Settings.parse({"go_compat": True}))
+    assert caplog.messages == []
+    urls.backend_for(url, Settings.parse({"mongodb": mongodb, "go_compat": True}))
+    (warning,) = caplog.messages
+    assert said in warning
+
+
 def test_a_missing_client_library_is_told_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = urls.Driver("RabbitMQ", ("amqp",), "amqp://", "a_library_that_is_not_there:Broker", extra="amqp")
     monkeypatch.setattr(urls, "DRIVERS", (absent,))
