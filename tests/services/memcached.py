@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tests.services.server import Program, Server, free_port, refuse_port_in_use
 
@@ -122,6 +122,24 @@ def item_size_max(url: str) -> int:
     """The size limit (bytes) of an entry on the first server of a ``memcache://`` URL."""
     settings = call(url.partition("://")[2].split(",")[0], "stats settings", ends_with="END\r\n")
     return int(settings.partition("STAT item_size_max ")[2].partition("\r\n")[0])
+
+
+GRAIN = 3
+"""How much longer (seconds) than asked an entry may be there: server and driver count in whole seconds."""
+
+
+def age(url: str, seconds: float) -> None:
+    """Let the entries on the servers of a ``memcache://`` URL be older by so much: there is no other way to have a
+    server's time pass. What is at its end then, or within the grain of it, is gone."""
+    for place in url.partition("://")[2].split(","):
+        dump = call(place, "lru_crawler metadump all", ends_with="END\r\n")
+        for name in (unquote(line.partition(" ")[0].removeprefix("key=")) for line in dump.splitlines()[:-1]):
+            word, *flags = call(place, f"mg {name} t").split()
+            left = int(flags[0][1:]) if word == "HD" else -1
+            if left == -1:
+                continue  # it is gone, or has no end
+            older = left - int(seconds)
+            call(place, f"mg {name} T{older}" if older > GRAIN else f"md {name}")
 
 
 def empty(url: str) -> None:

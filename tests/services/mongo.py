@@ -71,6 +71,7 @@ class MongoServer(Server):
     """
 
     name = "SecantusDB"
+    ready_line = "secantus listening on"
 
     def __init__(self, *, lone: bool = False, tls: bool = False, durable: bool = False) -> None:
         super().__init__()
@@ -106,16 +107,6 @@ class MongoServer(Server):
         options += ["--tls-cert-file", "server.crt", "--tls-key-file", "server.key"] if self._tls else []
         options += ["--auth"] if self.auth else []
         return [SECANTUS.require(), "-m", "secantus", *options]
-
-    def launch(self) -> None:
-        if self._folder is None:
-            self.prepare()
-        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
-        super().launch()
-
-    def answers(self) -> bool:
-        # said last, and only where the port was free
-        return "secantus listening on" in self.log.read_text(errors="replace")
 
     def variables(self) -> Mapping[str, str]:
         return {"MONGODB_URL": self.url}

@@ -75,6 +75,7 @@ class PubSubServer(Server):
     """Google's Go test server for Pub/Sub, of our own: gRPC only, in memory."""
 
     name = "pstest"
+    ready_line = "ready on"
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,15 +94,6 @@ class PubSubServer(Server):
         refuse_port_in_use(self.port)
         return [PSTEST.require(), "-port", str(self.port)]
 
-    def launch(self) -> None:
-        if self._folder is None:
-            self.prepare()
-        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
-        super().launch()
-
-    def answers(self) -> bool:
-        return "ready on" in self.log.read_text(errors="replace")
-
     def variables(self) -> Mapping[str, str]:
         return {"PUBSUB_EMULATOR_HOST": self.host}
 
@@ -110,6 +102,7 @@ class EmulatorServer(PubSubServer):
     """Google's own emulator, where the machine has it: no package registry does."""
 
     name = "Pub/Sub emulator"
+    ready_line = "Server started, listening on"
 
     def prepare(self) -> None:
         JAVA.require()
@@ -120,9 +113,6 @@ class EmulatorServer(PubSubServer):
         refuse_port_in_use(self.port)
         small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return [JAVA.require(), *small, "-jar", str(_emulator()), "--host=127.0.0.1", f"--port={self.port}"]
-
-    def answers(self) -> bool:
-        return "Server started, listening on" in self.log.read_text(errors="replace")
 
 
 def _emulator() -> Path:

@@ -54,6 +54,7 @@ class RabbitServer(Server):
     """
 
     name = "rabbitmq-server"
+    ready_line = "Server startup complete"
     scripts = Path("/usr/lib/rabbitmq/bin")
 
     def __init__(
@@ -113,7 +114,6 @@ class RabbitServer(Server):
                     stderr=subprocess.STDOUT,
                 )
             wait_until_reachable(f"//127.0.0.1:{self._epmd_port}")
-        self.log.write_bytes(b"")  # what an earlier start said would be taken for this one's
         super().launch()
 
     def command(self) -> Sequence[str]:
@@ -172,9 +172,6 @@ class RabbitServer(Server):
             # the start script becomes the node, so that a signal to our process is one to the node
             "RUNNING_UNDER_SYSTEMD": "1",
         }
-
-    def answers(self) -> bool:
-        return "Server startup complete" in self.log.read_text(errors="replace")
 
     def variables(self) -> Mapping[str, str]:
         urls = {"RABBITMQ_URL": self.url, "RABBITMQ_MANAGEMENT_URL": self.management_url}

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 from urllib.parse import urlsplit
 
 SERVICES = Path(__file__).resolve().parents[2] / ".services"
@@ -88,6 +88,9 @@ class Server(ABC):
     """
 
     name: str
+    ready_line: ClassVar[str] = ""
+    """What it prints last when it starts, and only where its ports were free; a server that says nothing overrides
+    ``answers``."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -103,9 +106,9 @@ class Server(ABC):
     def command(self) -> Sequence[str]:
         """The command line; it must stay in the foreground."""
 
-    @abstractmethod
     def answers(self) -> bool:
         """Whether it is this very process that answers, and is ready."""
+        return self.ready_line in self.log.read_text(errors="replace")
 
     def environment(self) -> Mapping[str, str] | None:
         """The environment of the process; None: ours."""
@@ -156,7 +159,8 @@ class Server(ABC):
         """Start the process, on the ports and files it had before, if it had any."""
         if self._folder is None:
             self.prepare()
-        with self.log.open("ab") as log:
+        # what an earlier start said would be taken for this one's
+        with self.log.open("wb" if self.ready_line else "ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
                 cwd=self.folder,
