@@ -10,7 +10,9 @@ from tests.services import free_port
 
 
 @asynccontextmanager
-async def service_that_says(status: int, body: str, *headers: str) -> AsyncIterator[str]:
+async def service_that_says(
+    status: int, body: str, *headers: str, kind: str = "application/x-amz-json-1.0"
+) -> AsyncIterator[str]:
     """``http://key:secret@host:port``, where every request has this answer. With the status 0 there is none."""
     leaving = asyncio.Event()
 
@@ -20,8 +22,8 @@ async def service_that_says(status: int, body: str, *headers: str) -> AsyncItera
         await reader.readexactly(length)
         if status == 0:
             await leaving.wait()
-        kind = "Content-Type: application/x-amz-json-1.0"
-        words = [f"HTTP/1.1 {status} X", kind, "Connection: close", f"Content-Length: {len(body)}", *headers]
+        about = [f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+        words = [f"HTTP/1.1 {status} X", *about]
         writer.write("\r\n".join([*words, "", body]).encode())
         await writer.drain()
         writer.close()

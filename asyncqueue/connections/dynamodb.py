@@ -137,7 +137,7 @@ class Dynamo:
             async with self._slots:
                 if self._is_closed:  # the link would connect anew, and nobody would close that
                     raise Unavailable(f"DynamoDB at {self.address} was closed")
-                return await self._link.call(operation, **parameters)
+                reply = await self._link.call(operation, **parameters)
         except Missing as exc:
             region = self._link.address.region or "of the environment"
             text = f"there is no table {table.name!r} at {self.address}, region {region}: `asyncqueue migrate` makes it"
@@ -146,6 +146,8 @@ class Dynamo:
             if exc.code == _INVALID and "size" in str(exc) and "exceeded" in str(exc):
                 raise EntryTooLarge(f"table {table.name!r}: {exc}") from exc
             raise SaidNo(f"table {table.name!r}: {exc}", exc.code) from exc
+        self._require_own(operation, reply)
+        return reply
 
     # one item
 
@@ -269,6 +271,13 @@ class Dynamo:
         while left:
             reply = await self.call("batch_write_item", table, RequestItems={table.name: left})
             left = self._fewer(reply.get("UnprocessedItems", {}).get(table.name, ()), left, table)
+
+    def _require_own(self, operation: str, reply: Reply) -> None:
+        """Raise ``Unavailable`` for the answer of a web server, or of a proxy: 200, and no word of an item, is what
+        DynamoDB, too, says of one that was written, and of one that is not there."""
+        kind = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-type", "")
+        if "json" not in kind:
+            raise Unavailable(f"{self.address}: the answer to {operation} is none of DynamoDB: its type is {kind!r}")
 
     def _fewer(self, unprocessed: Sequence[Any], asked: Sequence[Any], table: Table) -> Sequence[Any]:
         """What is to be asked for again: as long as some of it is done each time."""

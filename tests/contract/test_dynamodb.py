@@ -796,6 +796,16 @@ async def test_a_service_that_says_nothing_is_unavailable() -> None:
         await backend.close()
 
 
+async def test_a_web_server_that_is_no_dynamodb_gives_no_lock_and_takes_no_state() -> None:
+    async with service_that_says(200, "<html>Welcome!</html>", kind="text/html") as place:
+        url = f"{place}?region=here"
+        for driver in (DynamoBackend(url, reply_timeout=30.0), DynamoLock(url, reply_timeout=30.0)):
+            for verb in (driver.open, driver.missing, driver.migrate):
+                with pytest.raises(Unavailable, match=r"none of DynamoDB: its type is 'text/html'"):
+                    await verb()
+            await driver.close()
+
+
 async def test_an_answer_that_was_damaged_on_its_way_is_unavailable() -> None:
     async with service_that_says(200, "{}", "x-amz-crc32: 1") as place:
         backend = DynamoBackend(f"{place}?region=here", reply_timeout=30.0)
