@@ -52,8 +52,8 @@ class MemcacheBackend:
     See ``asyncqueue.backends.base`` for what each verb promises, ``docs/backends/memcache.md`` for what Memcached does
     not. ``url`` is ``memcache://host:port,host:port``: the servers and their order are what every program must have
     alike. ``results_expire_in`` is how long (seconds) an entry is kept after its last write; ``timeout`` how long
-    (seconds) a reply may take. Where one of several servers is away, verbs that concern it raise ``Unavailable`` after
-    they have done what concerns the others; states on the others are read, written and watched as ever.
+    (seconds) a reply may take. Where one of several servers is away, verbs that concern it raise ``Unavailable``; those
+    that only write or drop have then done what concerns the others. What is on the others alone is used as ever.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class MemcacheBackend:
             for name, item in zip(todo, found, strict=True):
                 if item is None:
                     continue
-                inner.update(dict.fromkeys(ids_of_plan(item.data)))
+                inner.update(dict.fromkeys(_in_plan(item.data)))
                 if is_group(item.data):
                     of_group = _members(item.data)
                     members.update(dict.fromkeys(of_group))
@@ -252,7 +252,19 @@ def _state_in(item: Item) -> TaskState | None:
 
 
 def _members(data: bytes) -> tuple[str, ...]:
-    return decode_group(data).task_uuids or ()
+    """UUIDs of a group's members; none where nobody can read it."""
+    try:
+        return decode_group(data).task_uuids or ()
+    except BadMessage:
+        return ()
+
+
+def _in_plan(data: bytes) -> tuple[str, ...]:
+    """UUIDs of all that is in a plan; none where it is none, or nobody can read it."""
+    try:
+        return ids_of_plan(data)
+    except BadMessage:
+        return ()
 
 
 def _left(item: Item | None) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -349,6 +349,8 @@ class _Server:
         self._place = place
         self._timeout = timeout
         self._client = _Client(place)
+        # who waits in aiomcache's pool is not told that a connection was dropped and that there is room for another one
+        self._room = asyncio.Semaphore(CONNECTIONS)
         self._is_closed = False
 
     async def greet(self) -> AsyncQueueError | None:
@@ -365,10 +367,11 @@ class _Server:
         answers: list[Answer[_Reply]] = []
         try:
             for some in _in_parts(commands):
-                async with self._in_time():
+                async with self._in_time() as limit:
                     if not self.item_size_max:
                         await self._learn()
-                    answers += [self._said_no(reply) or reply for reply in await self._client.ask(some)]
+                    replies = await self._client.ask(some, lambda: self._go_on(limit))
+                    answers += [self._said_no(reply) or reply for reply in replies]
         except AsyncQueueError as exc:
             answers += [exc] * (len(commands) - len(answers))
         return answers
@@ -394,11 +397,11 @@ class _Server:
         self.item_size_max = int(settings.get(b"item_size_max") or USUAL_ITEM_SIZE_MAX)
 
     @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """What goes wrong, and what takes too long, in the words of this package."""
+    async def _in_time(self) -> AsyncIterator[asyncio.Timeout]:
+        """One turn on a connection. What goes wrong, and what takes too long, is said in the words of this package."""
         try:
-            async with asyncio.timeout(self._timeout):
-                yield
+            async with asyncio.timeout(self._timeout) as limit, self._room:
+                yield limit
         except TimeoutError as exc:
             raise Unavailable(f"Memcached at {self._place}: no answer within {self._timeout:g} s") from exc
         except (_Misunderstood, ValueError) as exc:
@@ -408,6 +411,10 @@ class _Server:
         finally:
             if self._is_closed:  # what came back to the pool after it was emptied
                 await self._client.close()
+
+    def _go_on(self, limit: asyncio.Timeout) -> None:
+        """A reply has come: the next one has as much time."""
+        limit.reschedule(asyncio.get_running_loop().time() + self._timeout)
 
     def _said_no(self, reply: _Reply) -> AsyncQueueError | None:
         if reply.word != b"SERVER_ERROR":
@@ -429,13 +436,16 @@ class _Client(Client):
             self._pool = _SocketPool(place.host, 0, minsize=CONNECTIONS, maxsize=CONNECTIONS)
 
     @acquire
-    async def ask(self, connection: Connection, commands: Sequence[bytes]) -> list[_Reply]:
-        """Send commands in one go; the reply to each."""
+    async def ask(
+        self, connection: Connection, commands: Sequence[bytes], heard: Callable[[], None] = lambda: None
+    ) -> list[_Reply]:
+        """Send commands in one go; the reply to each. ``heard`` is called at each."""
         replies: list[_Reply] = []
         try:
             connection.writer.writelines(commands)
             for _ in commands:
                 replies.append(await _next_reply(connection.reader))
+                heard()
         finally:
             if len(replies) < len(commands):  # cancelled too: the pool keeps no connection that has an exception set
                 connection.reader.set_exception(ConnectionAbortedError("a reply was left unread"))

@@ -35,7 +35,7 @@ from asyncqueue.state import GroupMeta
 from asyncqueue.wire import decode_noted_group, decode_state, encode_group
 
 ROOM_FOR_NOTE = 512
-"""How much (bytes) a new group leaves of its server's size limit, so that it can be claimed."""
+"""How much (bytes) a group leaves of its server's size limit when it is made or grows, so that it can be claimed."""
 
 LOCKED_FOR = 8.0
 """How long (seconds) Go's lock on a group is respected while nothing else happens to the group: a worker that holds one
@@ -158,7 +158,7 @@ class Groups:
             if not new:
                 return True
             meta = group.meta.model_copy(update={"task_uuids": (*(group.meta.task_uuids or ()), *new)})
-            if (grown := await self._replace(group_id, group, meta, group.note)) is not None:
+            if (grown := await self._replace(group_id, group, meta, group.note, ROOM_FOR_NOTE)) is not None:
                 ends = lasting_within(grown.left, self._now())
                 await self._link.prolong(dict.fromkeys(self.counts(group_id, group.members), ends))
                 return True
@@ -284,18 +284,23 @@ class Groups:
             member for member, item in zip(others, items, strict=True) if item is not None and _is_final(item)
         ]
 
-    async def _replace(self, group_id: str, group: _Group, meta: GroupMeta, note: Note) -> _Group | None:
+    async def _replace(
+        self, group_id: str, group: _Group, meta: GroupMeta, note: Note, spare: int = 0
+    ) -> _Group | None:
         """Write a group where nobody has written it since; as it is then, or None."""
-        return (await self._replace_each({group_id: (group, meta, note)})).get(group_id)
+        return (await self._replace_each({group_id: (group, meta, note)}, spare)).get(group_id)
 
-    async def _replace_each(self, changes: Mapping[str, tuple[_Group, GroupMeta, Note]]) -> dict[str, _Group]:
-        """Write groups where nobody has written them since; those that were written, as they are then."""
+    async def _replace_each(
+        self, changes: Mapping[str, tuple[_Group, GroupMeta, Note]], spare: int = 0
+    ) -> dict[str, _Group]:
+        """Write groups where nobody has written them since; those that were written, as they are then. Each leaves
+        ``spare`` bytes of its server's size limit."""
         now = self._now()
         writes = []
         for group_id, (group, meta, note) in changes.items():
             ends = ending(now + self._keep(), now, group.left)
             write = Write(self._link.key(group_id), encode_group(meta, str(note)), ends, group.number)
-            self._link.require_room("group", write)
+            self._link.require_room("group", write, spare)
             writes.append(write)
         numbers = without_errors(await self._link.write(writes))
         written: dict[str, _Group] = {}

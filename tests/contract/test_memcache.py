@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from zlib import crc32
@@ -15,7 +15,7 @@ import pytest
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.memcache import MemcacheBackend
-from asyncqueue.connections.memcache import FOREVER
+from asyncqueue.connections.memcache import CONNECTIONS, FOREVER
 from asyncqueue.connections.memcache_groups import LOCKED_FOR
 from asyncqueue.errors import BadMessage, ConfigError, EntryTooLarge, Refused, Unavailable
 from asyncqueue.state import State
@@ -34,7 +34,7 @@ class OnTwoServers:
 
     driver = "memcache"
     entry_limit: int | None
-    expiry = 0.4  # beyond it the server, whose clock ticks once a second, keeps entries for one or two more
+    expiry = 50.0  # nobody waits for it: see ``advance``
 
     @pytest.fixture
     def service(self, memcache_url: str) -> None:
@@ -46,6 +46,13 @@ class OnTwoServers:
 
     async def make_unreachable(self) -> MemcacheBackend:
         return MemcacheBackend(f"memcache://127.0.0.1:{free_port()},127.0.0.1:{free_port()}")
+
+    async def advance(self, seconds: float) -> None:
+        """Short times really pass. Long ones do on the servers alone: they decide what has expired."""
+        if seconds < self.expiry / 10:
+            await asyncio.sleep(seconds)
+        else:
+            await asyncio.to_thread(memcached.age, self.url, seconds)
 
 
 class TestMemcacheBackend(OnTwoServers, BackendContract):
@@ -105,6 +112,13 @@ class TestOfItsOwn(OnTwoServers, BackendSuite):
             assert keep <= facts_of(self.url, name)["t"] <= keep + 10
         assert keep - 5 <= facts_of(self.url, "group_a:aq:task_a", beside="group_a")["t"] <= keep + 10
 
+    async def test_the_server_drops_what_is_at_its_end(self) -> None:
+        short = await self.another_backend(0.4)
+        await short.put([state("task_a", State.SUCCESS)])
+        await self.backend.put([state("task_b", State.SUCCESS)])
+        assert await self.in_time(endings(self.backend, "task_a")) == {"task_a": State.SUCCESS}
+        await self.until_states(["task_a", "task_b"], [None, State.SUCCESS])
+
     async def test_what_is_to_be_kept_beyond_the_servers_time_is_kept_for_ever(self) -> None:
         self.backend.results_expire_in = 100 * 365 * 86_400.0
         await self.backend.put([state("task_a", State.STARTED)])
@@ -132,6 +146,17 @@ class TestOfItsOwn(OnTwoServers, BackendSuite):
             await self.backend.get(["task_a"])
         await self.backend.put([state("task_a", State.SUCCESS)])
         assert await self.states("task_a") == [State.SUCCESS]
+
+    async def test_what_nobody_can_read_is_no_obstacle_to_touch_and_is_forgotten(self) -> None:
+        set_raw(self.url, "group_a", '{"GroupUUID":"oops')
+        set_raw(self.url, "plan_a", '{"AqIds":[oops')
+        short = await self.another_backend(20.0)
+        await short.put([state("task_a", State.STARTED)])
+        family = ["task_a", "group_a", "plan_a"]
+        await self.backend.touch([family])
+        assert all(facts_of(self.url, name)["t"] >= 3600 for name in family)
+        await self.backend.forget(family)
+        assert list(await self.backend.get(family)) == [None, None, None]
 
     async def test_a_state_that_lacks_fields_is_read(self) -> None:
         set_raw(self.url, "task_a", '{"TaskUUID":"task_a","State":"STARTED"}')
@@ -366,6 +391,21 @@ async def test_a_call_that_is_cancelled_leaves_no_reply_behind(pair: Pair) -> No
             assert [each.task_name for each in found if each] == ids
 
 
+async def test_who_waits_for_a_connection_gets_one_where_those_who_had_them_were_cancelled(pair: Pair) -> None:
+    async with opened(MemcacheBackend(pair.url, timeout=PATIENCE)) as backend:
+        await backend.begin([state(pair.first)])
+        pair.servers[0].suspend()
+        calls = [asyncio.create_task(backend.get([pair.first])) for _ in range(CONNECTIONS)]
+        waiting = asyncio.create_task(backend.get([pair.first]))
+        await asyncio.sleep(0.1)  # they have the connections
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        pair.servers[0].resume()
+        (found,) = await asyncio.wait_for(waiting, PATIENCE / 2)
+        assert found is not None
+
+
 async def test_an_opening_that_is_cancelled_leaves_nothing_behind(pair: Pair) -> None:
     backend = MemcacheBackend(pair.url)
     for turns in range(30):
@@ -416,6 +456,23 @@ async def test_a_limit_that_was_lowered_meanwhile_is_named_too(start_server: Sta
         assert await endings(backend, "task_a") == {"task_a": State.FAILURE}
 
 
+async def test_a_group_that_has_grown_to_the_limit_can_be_completed_and_claimed(start_server: StartServer) -> None:
+    server = start_server(MemcachedServer(item_size_max=512 * 1024))
+    members = [f"{number:_>200}" for number in range(2_577)] + ["_" * 100]
+    async with opened(MemcacheBackend(server.url)) as backend:
+        await backend.open_groups([group("group_a", *members)])
+        fillers = [f"{number:+>200}" for number in range(10)]
+        with pytest.raises(EntryTooLarge, match=r"group group_a: an entry of .* over the limit of 524288 bytes"):
+            await each_added(backend, fillers)
+        (grown,) = await backend.get_groups(["group_a"])
+        assert grown is not None
+        members = list(grown.task_uuids or ())
+        assert fillers[0] in members
+        progress = await backend.finish_members([Member("group_a", task) for task in members])
+        assert set(progress) == {Progress.COMPLETE}
+        assert await backend.claim_group("group_a", "x" * 64, LONG) is GroupClaim.MINE
+
+
 async def test_a_unix_socket_is_a_server_too(start_server: StartServer) -> None:
     server = start_server(MemcachedServer(on_socket=True))
     async with opened(MemcacheBackend(server.url)) as backend:
@@ -445,15 +502,28 @@ async def test_a_server_that_hangs_up_in_the_middle_is_unavailable() -> None:
             await asyncio.wait_for(backend.put([state("task_a", State.SUCCESS)]), PATIENCE)
 
 
+async def test_of_many_replies_each_may_take_its_time() -> None:
+    greetings = (b"VERSION 1.6.18\r\n", b"STAT item_size_max 1048576\r\nEND\r\n")
+    async with (
+        that_answers(*greetings, *[b"EN\r\n"] * 12, pause=0.1) as place,
+        opened(MemcacheBackend(f"memcache://{place}", timeout=1.0)) as backend,
+    ):
+        began = time.monotonic()
+        assert list(await backend.get([f"task_{number}" for number in range(12)])) == [None] * 12
+        assert time.monotonic() - began > 1.0
+
+
 @asynccontextmanager
-async def that_answers(*replies: bytes) -> AsyncIterator[str]:
-    """Where something answers the first lines of all its clients so, and hangs up at the one after them."""
+async def that_answers(*replies: bytes, pause: float = 0.0) -> AsyncIterator[str]:
+    """Where something answers the first lines of all its clients so, each after a pause (seconds), and hangs up at the
+    one after them."""
     left = list(replies)
     connections: list[asyncio.Task[None] | None] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(asyncio.current_task())
         while await reader.readline() and left:
+            await asyncio.sleep(pause)
             writer.write(left.pop(0))
         writer.close()
         await writer.wait_closed()
@@ -462,6 +532,11 @@ async def that_answers(*replies: bytes) -> AsyncIterator[str]:
         host, port = server.sockets[0].getsockname()
         yield f"{host}:{port}"
         await asyncio.wait(filter(None, connections), timeout=PATIENCE)
+
+
+async def each_added(backend: MemcacheBackend, task_ids: Sequence[str]) -> None:
+    for task_id in task_ids:
+        assert await backend.add_members("group_a", [task_id])
 
 
 async def endings(backend: MemcacheBackend, *task_ids: str) -> dict[str, State | None]:

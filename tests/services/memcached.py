@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -124,22 +125,31 @@ def item_size_max(url: str) -> int:
     return int(settings.partition("STAT item_size_max ")[2].partition("\r\n")[0])
 
 
-GRAIN = 3
-"""How much longer (seconds) than asked an entry may be there: server and driver count in whole seconds."""
+GRAIN = 5
+"""How much longer (seconds) than asked an entry may be there: driver, server and ``age`` round to whole ones."""
 
 
 def age(url: str, seconds: float) -> None:
     """Let the entries on the servers of a ``memcache://`` URL be older by so much: there is no other way to have a
     server's time pass. What is at its end then, or within the grain of it, is gone."""
     for place in url.partition("://")[2].split(","):
-        dump = call(place, "lru_crawler metadump all", ends_with="END\r\n")
-        for name in (unquote(line.partition(" ")[0].removeprefix("key=")) for line in dump.splitlines()[:-1]):
+        for name in _keys(place):
             word, *flags = call(place, f"mg {name} t").split()
             left = int(flags[0][1:]) if word == "HD" else -1
             if left == -1:
                 continue  # it is gone, or has no end
             older = left - int(seconds)
             call(place, f"mg {name} T{older}" if older > GRAIN else f"md {name}")
+
+
+def _keys(place: str) -> list[str]:
+    """All keys on a server. By its hash table: what it moves between its lists meanwhile would be missed in those."""
+    deadline = time.monotonic() + 10
+    while not (dump := call(place, "lru_crawler metadump hash")).endswith("END\r\n"):
+        if time.monotonic() > deadline:  # it is busy with a dump, or a sweep, of its own now and then
+            raise RuntimeError(f"memcached at {place}: {dump[-200:]!r}")
+        time.sleep(0.05)
+    return [unquote(line.partition(" ")[0].removeprefix("key=")) for line in dump.splitlines()[:-1]]
 
 
 def empty(url: str) -> None:
