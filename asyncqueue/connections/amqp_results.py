@@ -50,6 +50,9 @@ STATE, GROUP, PLAN = "state", "group", "plan"
 AT_ONCE = 4
 """The most locks that one instance has at a time, and the most batches that it writes at a time."""
 
+HEARD_AT_ONCE = 100
+"""The most expired records that the owner of a lock is sent before it has dealt with them."""
+
 LONGEST = 2**32 - 1
 """The longest (ms) that a queue may be unused and a message may wait; some 49 days."""
 
@@ -158,7 +161,7 @@ class ResultQueues:
                             await self._declare_log(channel, name, keep)
                             if is_new:
                                 await channel.queue_delete(own(name), nowait=True)
-                        await channel.basic_qos(prefetch_count=0)  # by its reply the others are through
+                        await channel.basic_qos(prefetch_count=HEARD_AT_ONCE)  # by its reply the others are through
                 return
             except (Refused, Unavailable) as exc:
                 if not self._learns_from(str(exc), news):
@@ -216,7 +219,7 @@ class ResultQueues:
                     for name in todo[start : start + _PART]:
                         self._lives.pop(name, None)
                         await channel.queue_delete(name, nowait=True)
-                    await channel.basic_qos(prefetch_count=0)  # by its reply the others are through
+                    await channel.basic_qos(prefetch_count=HEARD_AT_ONCE)  # by its reply the others are through
 
     async def declare(self, name: str, keep: float) -> None:
         """See to it that a queue of that name stands, which nothing is put into, for so many seconds."""
@@ -303,14 +306,20 @@ class ResultQueues:
                 if "exclusive use" in " ".join(map(str, exc.args)):
                     return False
                 raise
-            except amqp_errors.ChannelNotFoundEntity:
-                self._standing = Standing(self._link)
-                raise
+            except amqp_errors.ChannelNotFoundEntity as exc:
+                raise self._lock_deleted(queue) from exc
         return True
 
     async def _is_taken(self, channel: Channel, queue: str) -> bool:
         async with self._link.asking(f"look at queue {queue!r}"):
-            return bool((await channel.queue_declare(queue, passive=True)).consumer_count)
+            try:
+                return bool((await channel.queue_declare(queue, passive=True)).consumer_count)
+            except amqp_errors.ChannelNotFoundEntity as exc:
+                raise self._lock_deleted(queue) from exc
+
+    def _lock_deleted(self, queue: str) -> Unavailable:
+        self._standing = Standing(self._link)  # which declares it anew
+        return Unavailable(f"RabbitMQ at {self._link.where}: {queue!r}, the lock of some results, was deleted")
 
     async def _unlock(self, locked: Locked) -> None:
         channel = locked.channel
@@ -326,7 +335,8 @@ class ResultQueues:
         for message in tuple(locked.heard):
             headers = message.header.properties.headers or {}
             queue = headers.get("x-first-death-queue")
-            if UNTIL in headers and isinstance(queue, str) and queue.endswith(_OWN):  # and no question of ours
+            is_record = UNTIL in headers and isinstance(queue, str) and queue.endswith(_OWN)  # and no question of ours
+            if is_record and queue not in locked.held:
                 await self._delete_empty(queue)
             done.append(tag_of(message))
         async with self._link.asking("take acks"):
@@ -356,7 +366,11 @@ class ResultQueues:
             generation, channel = self._idle.pop()
             if generation == self._link.generation and not channel.is_closed and self._link.is_open:
                 return channel
-        return await self._link.channel(confirms=True)
+        channel = await self._link.channel(confirms=True)
+        async with self._link.asking("limit what is sent ahead"):
+            # or all records that expired since a lock was last taken would come at once, before the answers
+            await channel.basic_qos(prefetch_count=HEARD_AT_ONCE)
+        return channel
 
     def _give_up(self, channel: Channel) -> None:
         async def close() -> None:
@@ -412,6 +426,8 @@ class Locked:
         self.channel = channel
         self.lock = lock
         self.heard: list[DeliveredMessage] = []
+        self.held: set[str] = set()
+        """Queues of which we hold messages: to the server they are empty."""
         self._queues = queues
         self._link = queues._link
 
@@ -501,6 +517,7 @@ class Locked:
                 if not isinstance(message.delivery, spec.Basic.GetOk):
                     break
                 taken.append(_letter(message))
+                self.held.add(queue)
                 left = message.delivery.message_count or 0
         return taken
 

@@ -48,7 +48,6 @@ class ResultGroups:
         self._checked = checked
         self._now = now
         self._go_groups = go_groups
-        self._taking: set[str] = set()  # groups that Go's workers were seen to take a moment ago
         self._ends: OrderedDict[str, bytes] = OrderedDict()  # final states of late, which are told a moment after
 
     def recorded(self, states: Iterable[TaskState]) -> None:
@@ -129,21 +128,13 @@ class ResultGroups:
     async def claim(self, group_id: str, owner: str, ttl: float, keep: float) -> GroupClaim:
         """``Backend.claim_group``."""
 
-        def claim(group: GroupRecord | None) -> tuple[tuple[GroupClaim, float], GroupRecord]:
-            claimed, new = self._present_or_made(group, group_id, keep).claim(owner, ttl, self._now())
-            return (claimed, new.told_until), new
+        def claim(group: GroupRecord | None) -> tuple[GroupClaim, GroupRecord]:
+            return self._present_or_made(group, group_id, keep).claim(owner, ttl, self._now())
 
-        claimed, told_until = await self._update(group_id, claim)
-        if claimed is not GroupClaim.MINE:
-            return claimed
-        await self._queues.declare(triggered(group_id), max(keep, ttl))
-        match await self._taken_by_others(group_id, told_until):
-            case Progress.BUSY:
-                return GroupClaim.BUSY
-            case Progress.TRIGGERED:
-                return GroupClaim.SENT
-            case _:
-                return GroupClaim.MINE
+        claimed = await self._update(group_id, claim)
+        if claimed is GroupClaim.MINE:
+            await self._queues.declare(triggered(group_id), max(keep, ttl))
+        return claimed
 
     async def end(self, group_id: str, keep: float) -> None:
         """``Backend.mark_group_sent``."""
@@ -189,7 +180,7 @@ class ResultGroups:
                 if count.progress is Progress.LOST and sizes and sizes[name]:
                     count, again = _Count(Progress.WAITING, told_until=inf, size=sizes[name]), list(ended[name])
                 if sizes and again and count.progress is not Progress.TRIGGERED:
-                    told = {state.task_uuid for state in _states(await locked.read_count(name))}
+                    told = {state.task_uuid for state in _states(await _read_count(locked, name))}
                     count = replace(count, untold=[*count.untold, *(one for one in again if one not in told)])
                 if new is not None and new != old:
                     records.append(self._record(name, new, entries[name].old))
@@ -236,35 +227,15 @@ class ResultGroups:
         return until
 
     async def _seen_with_others(self, group_id: str, count: _Count, keep: float) -> Progress:
-        """How the group stands after a look at the queue from which Go's workers count."""
-        match count.progress:
-            case Progress.COMPLETE:
-                return await self._taken_by_others(group_id, count.told_until) or Progress.COMPLETE
-            case Progress.WAITING if count.told_until > self._now():
-                return await self._counted_by_others(group_id, count.size, keep)
-            case progress:
-                return progress
+        """How the group stands after a look at the queue from which Go's workers count.
 
-    async def _taken_by_others(self, group_id: str, told_until: float) -> Progress | None:
-        """BUSY while a worker of Go's takes what its count has told it to be complete, TRIGGERED where it has taken it
-        under our eyes; None where that is left to us. ``told_until`` (unix seconds) is until when the queue stands.
-
-        That the queue is gone says nothing: Go's worker deletes it as well where it found less than it had counted,
-        because we were reading. Better that what follows is sent twice, with one UUID, than never.
+        Where all have ended, that queue is not looked at. A worker of Go's may be taking what is in it; but if it dies
+        meanwhile, finds less than it had counted, or a failure, it takes all and sends nothing. Better that what
+        follows is sent twice, with one UUID, than never.
         """
-        if told_until <= self._now():
-            return None
-        match await self._queues.inspect(group_id):
-            case None if group_id in self._taking:
-                self._taking.discard(group_id)
-                await self._update(group_id, lambda group: (None, group and group.end()))
-                return Progress.TRIGGERED
-            case (_, consumers) if consumers:
-                self._taking.add(group_id)
-                return Progress.BUSY
-            case _:
-                self._taking.discard(group_id)
-                return None
+        if count.progress is Progress.WAITING and count.told_until > self._now():
+            return await self._counted_by_others(group_id, count.size, keep)
+        return count.progress
 
     async def _counted_by_others(self, group_id: str, size: int, keep: float) -> Progress:
         """How the group stands by what is in the queue of its count: members' own logs may have been emptied by Go's
@@ -291,7 +262,7 @@ class ResultGroups:
             locked: Locked, names: Sequence[str]
         ) -> Mapping[str, tuple[Sequence[Letter], GroupRecord | None]]:
             entry = (await locked.read(names))[group_id]
-            log, old = await locked.read_count(group_id), group_in(entry)
+            log, old = await _read_count(locked, group_id), group_in(entry)
             ended = tuple(dict.fromkeys(state.task_uuid for state in _states(log) if state.is_completed))
             new = old
             if old is None and len(ended) >= size:
@@ -372,6 +343,19 @@ def _with_members(
     if not witness or group.has_counted(witness):
         return None, None
     return True, group.add(task_ids)
+
+
+async def _read_count(locked: Locked, group_id: str) -> Sequence[Letter]:
+    """What is in the queue of a group, each end once. Others are dropped: with one too many, Go's workers, who look for
+    the very number of members, would never find the group complete."""
+    ended: set[str] = set()
+    kept, copies = [], []
+    for letter in await locked.read_count(group_id):
+        again = ended.intersection(names := [state.task_uuid for state in _states([letter])])
+        ended.update(names)
+        (copies if again else kept).append(letter)
+    await locked.shorten(copies)
+    return kept
 
 
 def _states(log: Iterable[Letter]) -> list[TaskState]:

@@ -151,7 +151,7 @@ class OrderedSettlement:
             unsettled += [
                 Unsettled(item, progress)
                 for (item, _), progress in zip(members, counted, strict=True)
-                if progress in (Progress.COMPLETE, Progress.LOST)
+                if progress in (Progress.COMPLETE, Progress.LOST, Progress.BUSY)
             ]
         for item in batch:
             if item.end is not None and not await self._ended(backend, item, item.end):

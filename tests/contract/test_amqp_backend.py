@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,14 +17,14 @@ from aiormq import Channel, spec
 from asyncqueue.backends.amqp import LONG, AmqpBackend
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.connections.amqp import Access, AmqpLink, parse_urls
-from asyncqueue.connections.amqp_results import Locked
+from asyncqueue.connections.amqp_results import HEARD_AT_ONCE, KIND, PLAN, Locked, Record, lock_of
 from asyncqueue.connections.amqp_topology import Topology
 from asyncqueue.errors import BadMessage, ConfigError, Refused, Unavailable
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import BackendContract, GroupContract
 from asyncqueue.testing.group_contract import group, plan
 from asyncqueue.testing.suite import KEPT, Suite, state, state_of
-from asyncqueue.wire import decode_state, encode_state
+from asyncqueue.wire import decode_state, encode_plan, encode_state
 from tests.opened import opened
 from tests.services import Rabbit, free_port
 
@@ -342,6 +344,62 @@ async def test_what_has_expired_leaves_no_queues_behind(amqp_url: str, backend: 
     assert all(name.startswith(f"{EXCHANGE}.aq.results.") for name in left), "what is left is locks"
 
 
+async def test_the_end_of_an_old_record_takes_no_new_one_with_it(backend: AmqpBackend, host: Host) -> None:
+    """A writer died between the new record and the ack of the old one, whose end is heard while the new one is read."""
+    old = Record("plan_a", encode_plan(plan("plan_a", ("old",))), {KIND: PLAN}, until=time.time() + 0.2)
+    new = replace(old, body=encode_plan(plan("plan_a", ("new",))), until=time.time() + KEPT)
+
+    async def write_both(locked: Locked, names: Sequence[str]) -> Mapping[str, None]:
+        await locked.write([old, new])
+        return {}
+
+    async def has_expired() -> bool:
+        return await backend._queues.inspect(f"{EXCHANGE}.aq.results.{lock_of('plan_a')}") == (1, 0)
+
+    await backend._queues.each(["plan_a"], write_both)
+    await until(has_expired)
+    for _ in range(2):
+        assert list(await backend.get_plans(["plan_a"])) == [plan("plan_a", ("new",))]
+    assert not await has_expired()
+    await backend.forget(["plan_a"])
+
+
+async def test_of_records_that_expired_long_ago_whoever_comes_next_is_sent_a_part(
+    amqp_url: str, backend: AmqpBackend, host: Host
+) -> None:
+    names = [name for number in range(4_000) if lock_of(name := f"plan_{number}") == 0][: HEARD_AT_ONCE + 50]
+    async with opened(AmqpBackend(amqp_url, results_expire_in=1.0)) as short:
+        await short.put_plans([plan(name) for name in names])
+    left = [name for name in await host.queues() if name.endswith(".aq")]
+
+    async def have_expired() -> bool:
+        return await backend._queues.inspect(f"{EXCHANGE}.aq.results.0") == (len(left), 0)
+
+    async def hear(locked: Locked, _: Sequence[str]) -> Mapping[str, None]:
+        async def has_heard() -> bool:
+            return len(locked.heard) >= HEARD_AT_ONCE
+
+        await until(has_heard)
+        await locked.read(["plan_unknown"])  # whatever else was sent has come before the answer
+        assert len(locked.heard) == HEARD_AT_ONCE
+        return {}
+
+    await until(have_expired)
+    await backend._queues.each(names[:1], hear)
+    found = await backend._queues.inspect(f"{EXCHANGE}.aq.results.0")
+    assert found is not None
+    assert found[0] == len(left) - HEARD_AT_ONCE
+
+
+async def test_a_lock_that_somebody_deleted_is_made_anew(backend: AmqpBackend, host: Host) -> None:
+    await backend.put([state("task_a", State.SUCCESS)])
+    assert await states(backend, "task_a") == [State.SUCCESS]
+    await host.ask("DELETE", f"queues/VHOST/{EXCHANGE}.aq.results.{lock_of('task_a')}")
+    with pytest.raises(Unavailable, match="was deleted"):
+        await backend.get(["task_a"])
+    assert await states(backend, "task_a") == [State.SUCCESS]
+
+
 async def test_the_exchange_has_to_have_a_name_and_to_route_by_it(amqp_url: str) -> None:
     for topology in (Topology(exchange=""), Topology(exchange_type="fanout")):
         with pytest.raises(ConfigError, match=r"amqp\.exchange"):
@@ -370,7 +428,7 @@ async def test_states_that_go_writes_wake(backend: AmqpBackend, go: Go) -> None:
 async def test_many_who_wait_are_one_consumer_that_listens_no_more_to_what_has_ended(
     backend: AmqpBackend, host: Host
 ) -> None:
-    ids = [f"task_{number}" for number in range(100)]
+    ids = [f"task_{number}" for number in range(20)]
     await backend.begin([state(task_id) for task_id in ids])
     watching = [asyncio.create_task(ends(backend, task_id)) for task_id in ids]
     await until(lambda: _is_bound(backend, *ids))
@@ -447,11 +505,11 @@ async def test_a_member_whose_end_only_the_count_of_go_knows_counts_as_well(back
     assert await go.count("group_a") == 2, "and all that is there still"
 
 
-async def test_a_group_that_go_takes_is_left_to_it(backend: AmqpBackend, go: Go) -> None:
+async def test_a_group_that_go_takes_and_loses_is_completed_all_the_same(backend: AmqpBackend, go: Go) -> None:
     await backend.open_groups([group("group_a", "task_a")])
-    await backend.put([state("task_a", State.SUCCESS)])
+    await backend.put([state("task_a", State.FAILURE, error="why")])
     member = Member("group_a", "task_a")
-    assert list(await backend.finish_members([member])) == [Progress.COMPLETE]
+    await backend.finish_members([member])
     taken: asyncio.Queue[None] = asyncio.Queue()
 
     async def take(_: object) -> None:
@@ -460,11 +518,25 @@ async def test_a_group_that_go_takes_is_left_to_it(backend: AmqpBackend, go: Go)
     consumer = await go.channel.basic_consume("group_a", take, exclusive=True)
     async with asyncio.timeout(PATIENCE):
         await taken.get()
-    assert list(await backend.finish_members([member])) == [Progress.BUSY]
-    assert await backend.claim_group("group_a", "me", 1.0) is GroupClaim.BUSY
-    await go.channel.basic_cancel(consumer.consumer_tag or "")  # which deletes the queue
-    assert await backend.claim_group("group_a", "me", 1.0) is GroupClaim.SENT
-    assert list(await backend.finish_members([member])) == [Progress.TRIGGERED]
+    assert list(await backend.finish_members([member])) == [Progress.COMPLETE]
+    await go.channel.basic_cancel(consumer.consumer_tag or "")  # which deletes the queue; it was a failure, or Go died
+
+    async def is_gone() -> bool:
+        return await backend._queues.inspect("group_a") is None
+
+    await until(is_gone)
+    assert await backend.claim_group("group_a", "me", 1.0) is GroupClaim.MINE
+
+
+async def test_an_end_that_gos_workers_were_told_twice_is_taken_back(backend: AmqpBackend, go: Go) -> None:
+    """They look for the very number of members: with one too many, the last of theirs would send nothing."""
+    await backend.open_groups([group("group_a", "task_a", "task_b", "task_c")])
+    await backend.put([state("task_a", State.SUCCESS)])
+    assert list(await backend.finish_members([Member("group_a", "task_a")])) == [Progress.WAITING]
+    await go.finish("task_a", "group_a")
+    assert await go.count("group_a") == 2
+    assert list(await backend.finish_members([Member("group_a", "task_a")])) == [Progress.WAITING]
+    assert await go.count("group_a") == 1
 
 
 async def test_gos_workers_see_that_what_follows_is_sent(backend: AmqpBackend, host: Host) -> None:

@@ -6,13 +6,23 @@ from typing import Any
 
 import pytest
 
+from asyncqueue.backends.base import Member, Progress
 from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.connections.memory import MemoryStore
-from asyncqueue.engine.settlement import AtomicSettlement, OrderedSettlement, Outgoing, parts, settlement_of
+from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.settlement import (
+    AtomicSettlement,
+    OrderedSettlement,
+    Outgoing,
+    WholeSettlement,
+    parts,
+    settlement_of,
+)
 from asyncqueue.errors import Unavailable
-from asyncqueue.state import State, TaskState
+from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.testing import Faults, with_faults
 
 QUEUE = "q"
@@ -94,6 +104,24 @@ async def test_an_ordered_settlement_may_be_asked_for_again(verb: str, when: str
     assert await pair.state("task_0") is State.SUCCESS
     depth = await pair.broker.depth(QUEUE)
     assert (depth.ready, depth.held) == (1, 0)
+
+
+async def test_a_member_whose_group_another_program_is_about_to_trigger_is_settled_again_before_it_is_acked() -> None:
+    pair = await Pair(together=False).open()
+    await pair.backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=("task_0", "task_1"))])
+    (delivery,) = await pair.deliveries(1)
+    around = pair.faults.around
+
+    async def busy_once(verb: str, call: Any) -> Any:
+        is_first = verb == "finish_members" and verb not in pair.order
+        found = await around(verb, call)
+        return [Progress.BUSY] if is_first else found
+
+    pair.faults.around = busy_once  # type: ignore[method-assign]  # as a service says it that Go's workers use too
+    inner = OrderedSettlement(pair.broker, pair.backend)
+    whole = WholeSettlement(inner, pair.backend, rules=Rules, clock=SYSTEM_CLOCK)
+    await whole.settle([ended(delivery, Ack(), member=Member("group_a", "task_0"))])
+    assert [verb for verb in pair.order if verb in ("finish_members", "ack")] == ["finish_members"] * 2 + ["ack"]
 
 
 async def test_an_atomic_settlement_that_is_repeated_changes_nothing() -> None:
