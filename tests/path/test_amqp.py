@@ -194,6 +194,7 @@ async def test_when_a_node_dies_the_work_goes_on_at_the_other(
     print(f"{len(stream.sent)} tasks acknowledged, 0 lost, {stream.runs} runs")
 
 
+@pytest.mark.long
 async def test_quorum_queues_of_a_node_that_dies_and_comes_back_have_what_they_confirmed(
     cluster: tuple[RabbitServer, RabbitServer], redis_url: str
 ) -> None:

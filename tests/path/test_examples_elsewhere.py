@@ -25,10 +25,10 @@ UNSEEN = "the service shows no message before it is due"
 """Why 03_delays, which looks at what is delayed, is refused by some."""
 
 
-MANY = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("redis", "cluster", "pubsub+redis"))
+MANY = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("redis", "cluster", "sqs+redis", "pubsub+redis"))
 
 
-@pytest.fixture(params=("rabbit+redis", "sqs+redis", *MANY, *FORMS))
+@pytest.fixture(params=("rabbit+redis", *MANY, *FORMS))
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
