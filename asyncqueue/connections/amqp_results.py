@@ -335,8 +335,8 @@ class ResultQueues:
         for message in tuple(locked.heard):
             headers = message.header.properties.headers or {}
             queue = headers.get("x-first-death-queue")
-            is_record = UNTIL in headers and isinstance(queue, str) and queue.endswith(_OWN)  # and no question of ours
-            if is_record and queue not in locked.held:
+            # what does not say until when is a question of ours
+            if UNTIL in headers and isinstance(queue, str) and queue.endswith(_OWN) and queue not in locked.held:
                 await self._delete_empty(queue)
             done.append(tag_of(message))
         async with self._link.asking("take acks"):

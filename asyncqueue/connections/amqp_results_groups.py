@@ -349,13 +349,14 @@ async def _read_count(locked: Locked, group_id: str) -> Sequence[Letter]:
     """What is in the queue of a group, each end once. Others are dropped: with one too many, Go's workers, who look for
     the very number of members, would never find the group complete."""
     ended: set[str] = set()
-    kept, copies = [], []
+    log: list[Letter] = []
+    copies: list[Letter] = []
     for letter in await locked.read_count(group_id):
-        again = ended.intersection(names := [state.task_uuid for state in _states([letter])])
-        ended.update(names)
-        (copies if again else kept).append(letter)
+        names = {state.task_uuid for state in _states([letter])}
+        (copies if names & ended else log).append(letter)
+        ended |= names
     await locked.shorten(copies)
-    return kept
+    return log
 
 
 def _states(log: Iterable[Letter]) -> list[TaskState]:

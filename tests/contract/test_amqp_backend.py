@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,34 @@ GOLDEN = [
     for path in sorted((Path(__file__).parent.parent / "wire" / "golden").glob("v*/amqp/results/*.json"))
     if path.stem != "get_state_consumes"
 ]
+KINDS, MANY = ("queues", "exchanges"), 300
 LOGS_OF_GO = {"x-message-ttl": 3_600_000, "x-expires": 3_600_000}
 
 
-class OnRabbit(Suite):
-    """A virtual host for each test."""
+@pytest.fixture(scope="module")
+def virtual_host(shared_rabbitmq: Rabbit) -> Iterator[str]:
+    """One for all of these tests: to make and to delete one takes longer than most of them."""
+    name = f"test-{secrets.token_hex(4)}"
+    yield name
+    shared_rabbitmq.manage("DELETE", f"vhosts/{name}")
 
+
+@pytest.fixture
+def amqp_url(shared_rabbitmq: Rabbit, virtual_host: str) -> Iterator[str]:
+    """``amqp://…/vhost``: there is nothing in it."""
+    shared_rabbitmq.manage("PUT", f"vhosts/{virtual_host}")
+    yield f"{shared_rabbitmq.url}{virtual_host}"
+    found = {kind: shared_rabbitmq.manage("GET", f"{kind}/{virtual_host}?disable_stats=true") for kind in KINDS}
+    names = [(kind, each["name"]) for kind in KINDS for each in found[kind]]
+    left = [(kind, name) for kind, name in names if name and not name.startswith("amq.")]  # those are the server's
+    if len(left) > MANY:
+        shared_rabbitmq.manage("DELETE", f"vhosts/{virtual_host}")
+        return
+    for kind, name in left:
+        shared_rabbitmq.manage("DELETE", f"{kind}/{virtual_host}/{quote(name, safe='')}")
+
+
+class OnRabbit(Suite):
     driver = "rabbit"
     entry_limit: int | None = LIMIT
     expiry = 0.5
@@ -344,7 +367,7 @@ async def test_what_has_expired_leaves_no_queues_behind(amqp_url: str, backend: 
     assert all(name.startswith(f"{EXCHANGE}.aq.results.") for name in left), "what is left is locks"
 
 
-async def test_the_end_of_an_old_record_takes_no_new_one_with_it(backend: AmqpBackend, host: Host) -> None:
+async def test_the_end_of_an_old_record_takes_no_new_one_with_it(backend: AmqpBackend) -> None:
     """A writer died between the new record and the ack of the old one, whose end is heard while the new one is read."""
     old = Record("plan_a", encode_plan(plan("plan_a", ("old",))), {KIND: PLAN}, until=time.time() + 0.2)
     new = replace(old, body=encode_plan(plan("plan_a", ("new",))), until=time.time() + KEPT)
@@ -358,10 +381,8 @@ async def test_the_end_of_an_old_record_takes_no_new_one_with_it(backend: AmqpBa
 
     await backend._queues.each(["plan_a"], write_both)
     await until(has_expired)
-    for _ in range(2):
+    for _ in range(3):
         assert list(await backend.get_plans(["plan_a"])) == [plan("plan_a", ("new",))]
-    assert not await has_expired()
-    await backend.forget(["plan_a"])
 
 
 async def test_of_records_that_expired_long_ago_whoever_comes_next_is_sent_a_part(
@@ -386,9 +407,8 @@ async def test_of_records_that_expired_long_ago_whoever_comes_next_is_sent_a_par
 
     await until(have_expired)
     await backend._queues.each(names[:1], hear)
-    found = await backend._queues.inspect(f"{EXCHANGE}.aq.results.0")
-    assert found is not None
-    assert found[0] == len(left) - HEARD_AT_ONCE
+    left = left[HEARD_AT_ONCE:]
+    await until(have_expired)  # the rest is for the next owner of the lock
 
 
 async def test_a_lock_that_somebody_deleted_is_made_anew(backend: AmqpBackend, host: Host) -> None:
@@ -433,11 +453,7 @@ async def test_many_who_wait_are_one_consumer_that_listens_no_more_to_what_has_e
     watching = [asyncio.create_task(ends(backend, task_id)) for task_id in ids]
     await until(lambda: _is_bound(backend, *ids))
 
-    async def consume_once() -> bool:
-        consumers = await host.ask("GET", "consumers/VHOST")
-        return len([each for each in consumers if "aq.results" not in each["queue"]["name"]]) == 1
-
-    await until(consume_once)
+    assert len([name for name in await host.queues() if name.startswith("amq.gen-")]) == 1
     await backend.put([state(task_id, State.SUCCESS) for task_id in ids])
     assert await asyncio.gather(*watching) == [[State.SUCCESS]] * len(ids)
     await backend.begin([state("task_last")])
