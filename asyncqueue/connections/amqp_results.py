@@ -53,6 +53,9 @@ AT_ONCE = 4
 HEARD_AT_ONCE = 100
 """The most expired records that the owner of a lock is sent before it has dealt with them."""
 
+MAX_NAME = 255 - len("_chord_triggered")
+"""The most bytes of a UUID: RabbitMQ takes names of 255, and some queues have more in theirs."""
+
 LONGEST = 2**32 - 1
 """The longest (ms) that a queue may be unused and a message may wait; some 49 days."""
 
@@ -132,6 +135,7 @@ class ResultQueues:
         because others had declared them.
         """
         waiting = list(posts)
+        _check_names(post.name for post in waiting)
         async with self._writing:
             for _ in range(_AGAIN):
                 if not waiting:
@@ -245,7 +249,8 @@ class ResultQueues:
     ) -> dict[str, T]:
         """Do the work on these names, those of each lock together while it is ours; returns all that it returned."""
         parts: dict[int, list[str]] = {}
-        for name in dict.fromkeys(names):
+        _check_names(names := list(dict.fromkeys(names)))
+        for name in names:
             parts.setdefault(lock_of(name), []).append(name)
         found: dict[str, T] = {}
         for some in await all_of(self._locked(lock, part, work) for lock, part in parts.items()):
@@ -532,6 +537,12 @@ def _said_by(channel: Channel) -> Iterator[None]:
         if closing.done() and not closing.cancelled() and (reason := closing.exception()) is not None:
             raise reason from exc
         raise
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if (size := len(name.encode())) > MAX_NAME:
+            raise Refused(f"results on RabbitMQ take UUIDs of {MAX_NAME} bytes, and {name!r} has {size}: shorten it")
 
 
 def own(name: str) -> str:

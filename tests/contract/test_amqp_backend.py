@@ -18,7 +18,7 @@ from aiormq import Channel, spec
 from asyncqueue.backends.amqp import LONG, AmqpBackend
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.connections.amqp import Access, AmqpLink, parse_urls
-from asyncqueue.connections.amqp_results import HEARD_AT_ONCE, KIND, PLAN, Locked, Record, lock_of
+from asyncqueue.connections.amqp_results import HEARD_AT_ONCE, KIND, MAX_NAME, PLAN, Locked, Record, lock_of
 from asyncqueue.connections.amqp_topology import Topology
 from asyncqueue.errors import BadMessage, ConfigError, Refused, Unavailable
 from asyncqueue.state import State, TaskState
@@ -418,6 +418,24 @@ async def test_a_lock_that_somebody_deleted_is_made_anew(backend: AmqpBackend, h
     with pytest.raises(Unavailable, match="was deleted"):
         await backend.get(["task_a"])
     assert await states(backend, "task_a") == [State.SUCCESS]
+
+
+async def test_a_uuid_that_is_too_long_for_a_queue_is_refused_before_anything_is_written(
+    backend: AmqpBackend, host: Host
+) -> None:
+    longest = "x" * MAX_NAME
+    await backend.put([state(longest, State.SUCCESS)])
+    await backend.open_groups([group(f"{longest[:-1]}y", longest)])
+    assert await backend.claim_group(f"{longest[:-1]}y", "me", 1.0) is GroupClaim.MINE
+    assert await states(backend, longest) == [State.SUCCESS]
+    for refused in (
+        backend.put([state("task_a", State.SUCCESS), state(f"{longest}x", State.SUCCESS)]),
+        backend.open_groups([group("group_a"), group(f"{longest}x")]),
+        backend.get([f"{longest}x"]),
+    ):
+        with pytest.raises(Refused, match=f"{MAX_NAME} bytes"):
+            await refused
+    assert not {"task_a", "group_a.aq"} & set(await host.queues())
 
 
 async def test_the_exchange_has_to_have_a_name_and_to_route_by_it(amqp_url: str) -> None:
