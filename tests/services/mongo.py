@@ -49,8 +49,8 @@ class PythonProgram:
         SERVICES.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=SERVICES) as folder:
             made = Path(folder, "made")
-            self._run([sys.executable, "-m", "venv", "--without-pip", str(made)])
-            pip = [sys.executable, "-m", "pip", "--python", str(_interpreter(made)), "--disable-pip-version-check"]
+            self._run([sys.executable, "-m", "venv", str(made)])  # with a pip of its own: ours may have none
+            pip = [str(_interpreter(made)), "-m", "pip", "--disable-pip-version-check"]
             self._run([*pip, "install", "--quiet", f"{self.package}=={self.version}"])
             made.rename(self.folder)  # its interpreter finds its way by where it stands; nothing else of it is run
 
