@@ -62,6 +62,7 @@ LIBRARIES = {
     "aiomcache": "connections.memcache backends.memcache",
     "pymongo": "connections.mongo connections.mongo_groups connections.mongo_indexes backends.mongo locks.mongo",
     "bson": "connections.mongo connections.mongo_documents connections.mongo_groups backends.mongo locks.mongo",
+    "dns": "connections.mongo",
     "fastapi": "contrib.fastapi",
     "aiohttp": "contrib.aiohttp",
     "starlette": "contrib.fastapi dashboard.",

@@ -185,8 +185,7 @@ class MongoBackend:
         ids.update(each for group in groups.values() for each in group.get("task_uuids") or ())
         for name, end in ((self._tasks, TASK_END), (self._group_metas, ENTRY_END), (PLANS, ENTRY_END)):
             # one that has no end, as Machinery 1 writes them, is not given one
-            present = {"_id": {"$in": list(ids)}, end: {"$gt": moment(now)}}
-            await self._link.update(name, present, {"$max": {end: moment(until)}})
+            await self._link.update(name, list(ids), {end: {"$gt": moment(now)}}, {"$max": {end: moment(until)}})
         await self._groups.prolong_members(list(groups.values()), until + self.results_expire_in)
 
     async def _ends(self, ids: Sequence[str]) -> dict[str, float]:

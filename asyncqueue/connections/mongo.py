@@ -7,15 +7,19 @@ repeats a call; the library repeats one whose connection broke, once, where the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import isawaitable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import pymongo
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from dns.exception import DNSException
+from dns.resolver import NXDOMAIN, NoAnswer
 from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument, WriteConcern
 from pymongo import errors as mongo_errors
 from pymongo.uri_parser import parse_uri as parse_mongo_uri
@@ -36,6 +40,12 @@ SELECTION_TIMEOUT = 5.0
 
 REPLY_TIMEOUT = 10.0
 """How long (seconds) a call may take, finding the server included."""
+
+FAREWELL = 0.5
+"""How long (seconds) a server is waited for to say goodbye to it: what it is not told of, it forgets by itself."""
+
+MANY = 5_000
+"""How many documents are changed in one call, where there may be very many: each call has its own time to take."""
 
 DEFAULT_DATABASE = "machinery"
 """The database where a URL names none; the only one that Machinery knows."""
@@ -89,7 +99,7 @@ def parse_url(url: str, database: str = "") -> MongoAddress:
     try:
         # the names behind an srv URL are resolved when it is connected to, which is not now
         found = parse_mongo_uri(url if scheme == _SCHEMES[0] else f"{_SCHEMES[0]}{place}", warn=False)
-    except (mongo_errors.PyMongoError, ValueError) as exc:
+    except (mongo_errors.PyMongoError, ValueError, OSError) as exc:  # a file that it names is looked for at once
         raise ConfigError(f"{redact_url(url)!r}: {_harmless(str(exc), place)}; expected {_FORM}") from None
     hosts = without_credentials(url).partition("://")[2].partition("?")[0].partition("/")[0]
     return MongoAddress(
@@ -160,7 +170,8 @@ class MongoLink:
         client, self._client = self._client, None
         self._database = None
         if client is not None and self._given is None:
-            await client.close()
+            with pymongo.timeout(FAREWELL):
+                await client.close()
 
     async def hello(self) -> Document:
         """What the server says of itself."""
@@ -201,9 +212,11 @@ class MongoLink:
                 return found
         raise Unavailable(f"MongoDB at {self.address}: {name} in {collection} is made and deleted again and again")
 
-    async def update(self, collection: str, filter: Filter, update: Mapping[str, Any]) -> None:
-        """Update all that are found."""
-        await self.run(collection, lambda these: these.update_many(filter, update))
+    async def update(self, collection: str, ids: Sequence[str], filter: Filter, update: Mapping[str, Any]) -> None:
+        """Update those of these documents, which may be very many, that the filter finds."""
+        for some in portions(ids):
+            found = {"_id": {"$in": some}, **filter}
+            await self.run(collection, partial(_update_many, filter=found, update=update))
 
     async def delete(self, collection: str, filter: Filter) -> None:
         """Delete all that are found."""
@@ -244,13 +257,13 @@ class MongoLink:
                 yield await stream.try_next()
                 if not stream.alive:
                     raise Unavailable(f"MongoDB at {self.address} tells of no more changes of {collection}")
-        except (mongo_errors.PyMongoError, BSONError, OSError) as exc:
+        except _TROUBLES as exc:
             if isinstance(exc, mongo_errors.OperationFailure) and exc.code in NO_CHANGE_STREAMS:
                 raise NotTold(str(self.meaning(exc))) from exc
             raise self.meaning(exc) from exc
         finally:
             if stream is not None and not isawaitable(stream):
-                with suppress(mongo_errors.PyMongoError, OSError):  # the server forgets it by itself
+                with suppress(*_TROUBLES), pymongo.timeout(FAREWELL):  # the server forgets it by itself
                     await stream.close()
 
     def meaning(self, error: Exception) -> AsyncQueueError:
@@ -269,8 +282,12 @@ class MongoLink:
                 return Unavailable(text)
             case mongo_errors.InvalidOperation():
                 return Unavailable(f"{text} (is the client closed?)")
+            case mongo_errors.ConfigurationError() if _is_passing(error):
+                return Unavailable(text)
             case mongo_errors.ConfigurationError() | mongo_errors.InvalidName():
                 return ConfigError(text)
+            case RuntimeError():  # of asyncio, and of the clients, when they meet another loop than their own
+                return ConfigError(f"{text} (a client belongs to the event loop that it was first used in)")
             case _:
                 return Refused(text)
 
@@ -303,7 +320,7 @@ class MongoLink:
                 return await _awaited(work(database))
         except TimeoutError as exc:
             raise Unavailable(f"MongoDB at {self.address}: no answer within {self._reply_timeout:g} s") from exc
-        except (mongo_errors.PyMongoError, BSONError, OSError) as exc:
+        except _TROUBLES as exc:
             raise self.meaning(exc) from exc
 
     async def _listed(self, collection: str, work: Callable[[Any], Any]) -> list[Document]:
@@ -324,7 +341,7 @@ class MongoLink:
         mine = {name: value for name, value in options.items() if name not in self.address.options}
         try:
             client: AsyncMongoClient[Any] = AsyncMongoClient(self.address.url, **mine)
-        except (mongo_errors.PyMongoError, ValueError) as exc:
+        except (mongo_errors.PyMongoError, ValueError, OSError) as exc:  # a file that it names, too
             raise ConfigError(f"MongoDB at {self.address}: {exc}") from exc
         return client
 
@@ -340,8 +357,18 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
     return found
 
 
+def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """``MANY`` at a time."""
+    for start in range(0, len(items), MANY):
+        yield items[start : start + MANY]
+
+
 class NotTold(Refused):
     """This server tells of no changes, or not to this user."""
+
+
+async def _update_many(these: Any, filter: Filter, update: Mapping[str, Any]) -> None:
+    await these.update_many(filter, update)
 
 
 async def _awaited(thing: Any) -> Any:
@@ -354,6 +381,14 @@ def _require_client(client: Any) -> None:
         return
     kind = f"{type(client).__module__}.{type(client).__name__}"
     raise ConfigError(f"client: a {kind}; expected pymongo.AsyncMongoClient or motor.motor_asyncio.AsyncIOMotorClient")
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether no name server answered for the name of a ``mongodb+srv://`` URL; one that says no is another matter."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DNSException):
+        cause = cause.__cause__
+    return cause is not None and not isinstance(cause, NXDOMAIN | NoAnswer)
 
 
 def _short(error: Exception) -> str:
@@ -369,6 +404,7 @@ def _labels(error: mongo_errors.OperationFailure) -> Sequence[str]:
     return labels
 
 
+_TROUBLES = (mongo_errors.PyMongoError, BSONError, OSError, RuntimeError)
 _LONGEST = 500
 _MAKERS = 5
 _TOO_LARGE = frozenset({10334, 17419, 17420, 17260, 17261, 17262})
@@ -377,24 +413,41 @@ _PASSING = frozenset(
     {
         6,  # HostUnreachable
         7,  # HostNotFound
+        24,  # LockTimeout
+        43,  # CursorNotFound: what is read in several parts meets another server
         50,  # MaxTimeMSExpired
+        63,  # StaleShardVersion
         64,  # WriteConcernFailed
         89,  # NetworkTimeout
         91,  # ShutdownInProgress
+        94,  # NotYetInitialized
         100,  # UnsatisfiableWriteConcern
         112,  # WriteConflict
+        117,  # ConflictingOperationInProgress
+        133,  # FailedToSatisfyReadPreference
         134,  # ReadConcernMajorityNotAvailableYet
+        150,  # StaleEpoch
+        175,  # QueryPlanKilled
         189,  # PrimarySteppedDown
+        234,  # RetryChangeStream
+        237,  # CursorKilled
         262,  # ExceededTimeLimit
         286,  # ChangeStreamHistoryLost
         280,  # ChangeStreamFatalError
+        365,  # TemporarilyUnavailable
+        391,  # ReauthenticationRequired
+        462,  # IngressRequestRateLimitExceeded
         9001,  # SocketException
         10058,
         10107,  # NotWritablePrimary
         11000,  # DuplicateKey: two made one entry at once, which the server mostly settles by itself
         11600,  # InterruptedAtShutdown
+        11601,  # Interrupted
         11602,  # InterruptedDueToReplStateChange
+        13388,  # StaleConfig
         13435,  # NotPrimaryNoSecondaryOk
         13436,  # NotPrimaryOrSecondary
+        14031,  # OutOfDiskSpace
+        16500,  # TooManyRequests, of Cosmos DB
     }
 )

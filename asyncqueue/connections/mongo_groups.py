@@ -16,6 +16,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bson import Int64
@@ -25,7 +26,7 @@ from pymongo.errors import BulkWriteError
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.connections.keeping import kept_until
-from asyncqueue.connections.mongo import Document, MongoLink, together
+from asyncqueue.connections.mongo import Document, MongoLink, portions, together
 from asyncqueue.connections.mongo_documents import ENTRY_END, FINAL, TASK_END, group_document, is_gone, moment
 from asyncqueue.state import GroupMeta
 
@@ -168,9 +169,8 @@ class MongoGroups:
 
     async def prolong_members(self, groups: Sequence[Document], until: float) -> None:
         """Keep what is beside these groups longer than they are kept."""
-        runs = [_run_of(each) for each in groups]
-        if runs:
-            await self._link.update(MEMBERS, {"run": {"$in": runs}}, {"$max": {ENTRY_END: moment(until)}})
+        ids = [_member_id(_run_of(each), task_id) for each in groups for task_id in each.get("task_uuids") or ()]
+        await self._link.update(MEMBERS, ids, {}, {"$max": {ENTRY_END: moment(until)}})
 
     async def _look(self, group_ids: Iterable[str]) -> dict[str, _Standing]:
         """How groups stand; those without an entry are missing."""
@@ -203,9 +203,8 @@ class MongoGroups:
 
     async def _mark(self, ended: Iterable[tuple[str, Iterable[str]]]) -> None:
         """These members of these runs have ended."""
-        ids = [f"{run} {task_id}" for run, task_ids in ended for task_id in task_ids]
-        if ids:
-            await self._link.update(MEMBERS, {"_id": {"$in": ids}, "left": True}, {"$set": {"left": False}})
+        ids = [_member_id(run, task_id) for run, task_ids in ended for task_id in task_ids]
+        await self._link.update(MEMBERS, ids, {"left": True}, {"$set": {"left": False}})
 
     async def _pass(self, standings: Sequence[_Standing], left: Mapping[str, _Left]) -> Sequence[_Standing]:
         """Mark those who were found to have ended; where nobody is left, write that down. Returns the groups of which
@@ -224,7 +223,9 @@ class MongoGroups:
         writes = []
         for each in standings:
             change = {"aq_laid": Int64(0)} if each in lost else {"aq_complete": True}
-            unchanged = {"_id": each.group_id, "aq_size": Int64(each.laid), "aq_laid": Int64(each.laid)}
+            size = Int64(each.laid)
+            # Go's have no run
+            unchanged = {"_id": each.group_id, "aq_run": {"$in": [each.run, None]}, "aq_size": size, "aq_laid": size}
             writes.append(UpdateOne(unchanged, {"$set": change}))
         await self._link.write(self._groups, writes, ordered=False)
         return lost
@@ -242,14 +243,14 @@ class MongoGroups:
             end = max(int(each.get(ENTRY_END, 0)) / 1000, self._now() + keep) + keep
             inserts += [
                 InsertOne(
-                    {"_id": f"{run} {task_id}", "run": run, "task": task_id, "left": True, ENTRY_END: moment(end)}
+                    {"_id": _member_id(run, task_id), "run": run, "task": task_id, "left": True, ENTRY_END: moment(end)}
                 )
                 for task_id in task_ids[laid[each["_id"]] :]
             ]
             size = Int64(len(task_ids))
             writes.append(UpdateOne({"_id": each["_id"]}, {"$max": {"aq_size": size, "aq_laid": size}}))
-        if inserts:
-            await self._link.run(MEMBERS, lambda members: _insert_missing(members, inserts))
+        for some in portions(inserts):
+            await self._link.run(MEMBERS, partial(_insert_missing, inserts=some))
         await self._link.write(self._groups, writes, ordered=False)
 
     async def _append(self, standing: _Standing, task_ids: Sequence[str], keep: float) -> bool:
@@ -303,9 +304,13 @@ def _run_of(document: Document) -> str:
     return str(document.get("aq_run") or document["_id"])
 
 
-async def _insert_missing(collection: Any, inserts: Sequence[InsertOne[Any]]) -> None:
+def _member_id(run: str, task_id: str) -> str:
+    return f"{run} {task_id}"
+
+
+async def _insert_missing(members: Any, inserts: Sequence[InsertOne[Any]]) -> None:
     try:
-        await collection.bulk_write(inserts, ordered=False)
+        await members.bulk_write(inserts, ordered=False)
     except BulkWriteError as exc:
         # another process lays out the same members
         troubles = (exc.details or {}).get("writeErrors", ())

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from asyncqueue.backends.waiting import Waiters
-from asyncqueue.connections.mongo import MongoLink, NotTold
+from asyncqueue.connections.mongo import FAREWELL, MongoLink, NotTold
 from asyncqueue.connections.mongo_documents import FINAL
 from asyncqueue.errors import AsyncQueueError
 from asyncqueue.state import TaskState
@@ -27,6 +27,10 @@ PATIENCE = 1.0
 
 RECONNECT = 0.1, 5.0
 """First and longest pause (seconds) before the server is asked again to tell us."""
+
+_CANCELLATIONS = 2
+"""The library, when it is cancelled, says goodbye to the server, and waits for ever for one that does not answer; a
+second cancellation ends that. What lives on then, as Motor's threads do, ends with the client."""
 
 _ENDINGS: Sequence[dict[str, Any]] = (
     {
@@ -69,9 +73,11 @@ class Stream:
     async def close(self) -> None:
         """Hear of nothing any more."""
         self._is_told = False
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        task = self._task
+        for _ in range(_CANCELLATIONS):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=FAREWELL)
 
     async def _listen_while_somebody_waits(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -15,12 +16,16 @@ from urllib.parse import urlsplit
 import pymongo
 import pytest
 from bson import Int64
+from dns.resolver import NXDOMAIN, LifetimeTimeout
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient
+from pymongo import errors as pymongo_errors
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.mongo import MongoBackend
+from asyncqueue.connections import mongo
+from asyncqueue.connections.mongo import MongoLink, parse_url
 from asyncqueue.connections.mongo_documents import MAX_ENTRY
 from asyncqueue.connections.mongo_stream import TOLD
 from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, Refused, Unavailable
@@ -72,8 +77,10 @@ class BackendOnMongo(OnMongo):
     @pytest.fixture(autouse=True)
     def batches_are_smaller(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """SecantusDB takes a millisecond for each document that it reads or writes."""
-        monkeypatch.setattr(group_contract, "BATCH", 100)
-        monkeypatch.setattr(group_contract, "MANY", 400)
+        monkeypatch.setattr(group_contract, "BATCH", 50)
+        monkeypatch.setattr(group_contract, "MANY", 200)
+        monkeypatch.setattr(backend_contract, "BATCH", 200)
+        monkeypatch.setattr(backend_contract, "MANY", 400)
 
     @pytest.fixture
     def service(self, mongo_url: str) -> None:
@@ -132,8 +139,9 @@ class ThroughMotor(BackendOnMongo):
     @pytest.fixture(autouse=True)
     def crowds_are_smaller(self, batches_are_smaller: None, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the server takes long for was tried through the other client."""
-        monkeypatch.setattr(backend_contract, "BATCH", 100)
-        monkeypatch.setattr(backend_contract, "MANY", 200)
+        for contract in (backend_contract, group_contract):
+            monkeypatch.setattr(contract, "BATCH", 20)
+            monkeypatch.setattr(contract, "MANY", 40)
 
     async def prepare(self) -> None:
         self.clients: list[AsyncIOMotorClient[Any]] = []
@@ -308,6 +316,27 @@ class TestOfItsOwn(BackendOnMongo, BackendSuite):
         await self.backend.put([state("task_b", State.SUCCESS), state("task_c", State.SUCCESS)])
         assert await self.backend.finish_members([Member("group_a", "task_c")]) == [Progress.COMPLETE]
 
+    async def test_a_big_group_is_laid_out_and_kept_in_calls_of_a_bounded_size(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mongo, "MANY", 4)
+        heard = Commands()
+        client: AsyncMongoClient[Any] = AsyncMongoClient(self.url, event_listeners=[heard])
+        backend = await self.opened(MongoBackend(self.url, client=client, clock=self.clock))
+        members = tuple(f"task_{number}" for number in range(10))
+        await backend.put([state(task_id, State.SUCCESS) for task_id in members])
+        await backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=members)])
+        assert await backend.finish_members([Member("group_a", members[0])]) == [Progress.COMPLETE]
+        assert heard.count("insert") == 3
+        await self.advance(1800.0)
+        await backend.touch([["group_a"]])
+        ends = [each["delete_at"] for each in self.stored("tasks", *members)]
+        assert ends == [datetime.fromtimestamp(FAR + 5400, UTC).replace(tzinfo=None)] * 10
+        ends = [each["aq_delete_at"] for each in self.database.aq_members.find()]
+        assert ends == [datetime.fromtimestamp(FAR + 9000, UTC).replace(tzinfo=None)] * 10
+        await backend.close()
+        await client.close()
+
     async def test_a_look_finds_those_that_are_left_by_an_index(self) -> None:
         await self.backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=("task_a", "task_b"))])
         await self.backend.finish_members([Member("group_a", "task_a")])
@@ -435,6 +464,29 @@ class TestOfItsOwn(BackendOnMongo, BackendSuite):
             assert [each async for each in backend.watch(["task_a"])] == [("task_a", state("task_a", State.SUCCESS))]
             assert await lock.acquire("key", 600.0)
 
+    @pytest.mark.parametrize("harm", ["refuse", "stall"])
+    async def test_closing_does_not_wait_for_a_server_that_is_away(self, harm: str) -> None:
+        async with self.proxied(60_000) as (proxy, url), opened(MongoBackend(url)) as backend:
+            await backend.begin([state("task_a")])
+            watching = asyncio.create_task(self.watch(backend, "task_a"))
+            await self.until_told(backend)
+            await proxy.refuse() if harm == "refuse" else proxy.stall()
+            began = time.monotonic()
+            await self.in_time(backend.close())
+            print(f"closed within {time.monotonic() - began:.2f} s")
+            with pytest.raises(Unavailable):
+                await watching
+
+    @pytest.mark.parametrize("kind", [AsyncMongoClient, AsyncIOMotorClient])
+    async def test_a_client_of_another_event_loop_is_a_clear_error(self, kind: type[Any]) -> None:
+        client = kind(self.url)
+        await client.admin.command("ping")
+        for driver in (MongoBackend(self.url, client=client), MongoLock(self.url, client=client)):
+            with pytest.raises(ConfigError, match=r"MongoDB at .*: .* \(a client belongs to the event loop"):
+                await self.in_another_thread(driver.open)
+        if (closing := client.close()) is not None:
+            await closing
+
     async def test_a_call_that_nobody_answers_ends(self) -> None:
         async with self.proxied() as (proxy, url), opened(MongoBackend(url, reply_timeout=0.5)) as backend:
             proxy.stall()
@@ -446,13 +498,12 @@ class TestOfItsOwn(BackendOnMongo, BackendSuite):
     # helpers
 
     @asynccontextmanager
-    async def proxied(self) -> AsyncIterator[tuple[FaultProxy, str]]:
-        """A way to the server that can be harmed, and its URL."""
+    async def proxied(self, selection: int = 300) -> AsyncIterator[tuple[FaultProxy, str]]:
+        """A way to the server that can be harmed, and its URL, with milliseconds to look for the server."""
         place = urlsplit(self.url)
         async with FaultProxy(place.hostname or "", place.port or 0, reads=False) as proxy:
-            options = (
-                "directConnection=true&serverSelectionTimeoutMS=300"  # else its own name would lead past the proxy
-            )
+            # its own name would lead past the proxy
+            options = f"directConnection=true&serverSelectionTimeoutMS={selection}"
             yield proxy, f"mongodb://127.0.0.1:{proxy.port}{place.path}?{options}"
 
     @property
@@ -520,6 +571,13 @@ def integers(value: Any) -> Iterator[int]:
             yield value
 
 
+def caused_by(trouble: type[Exception]) -> Exception:
+    """What PyMongo raises when a name cannot be resolved."""
+    error = pymongo_errors.ConfigurationError("it cannot be resolved")
+    error.__cause__ = trouble()
+    return error
+
+
 def kinds(value: Any) -> Any:
     """The types in a value."""
     match value:
@@ -577,6 +635,29 @@ async def test_a_database_that_cannot_be_is_a_clear_error() -> None:
             await driver.open()
 
 
+@pytest.mark.parametrize("name", ["tlsCAFile", "tlsCertificateKeyFile"])
+def test_a_file_of_a_url_that_is_not_there_is_a_clear_error(name: str) -> None:
+    with pytest.raises(ConfigError, match="/nowhere"):
+        MongoBackend(f"mongodb://host/?tls=true&{name}=/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (pymongo_errors.OperationFailure("cursor id 5 not found", 43), Unavailable),
+        (pymongo_errors.OperationFailure("operation was interrupted", 11601), Unavailable),
+        (pymongo_errors.OperationFailure("request rate is large", 16500), Unavailable),
+        (pymongo_errors.OperationFailure("not authorized", 13), Refused),
+        (pymongo_errors.ConfigurationError("not supported"), ConfigError),
+        (caused_by(LifetimeTimeout), Unavailable),
+        (caused_by(NXDOMAIN), ConfigError),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else each.__name__,
+)
+def test_what_passes_by_itself_is_unavailable(error: Exception, kind: type[Exception]) -> None:
+    assert type(MongoLink(parse_url("mongodb://host")).meaning(error)) is kind
+
+
 async def test_a_login_and_a_certificate_are_asked_for_and_no_password_is_shown(start_server: StartServer) -> None:
     server = start_server(MongoServer(durable=True, tls=True))
     with pymongo.MongoClient[dict[str, Any]](server.url) as client:
@@ -591,10 +672,16 @@ async def test_a_login_and_a_certificate_are_asked_for_and_no_password_is_shown(
     async with opened(MongoBackend(url("worker:right@"), reply_timeout=30.0)) as backend:
         await backend.put([state("task_a", State.SUCCESS)])
         assert [each.state for each in await backend.get(["task_a"]) if each] == [State.SUCCESS]
-    strange = (url("worker:c4n4ry@"), url(""), url("worker:right@", "tls=true&serverSelectionTimeoutMS=4000"))
-    drivers: list[MongoBackend | MongoLock] = [MongoBackend(each, reply_timeout=30.0) for each in strange]
-    for driver in (*drivers, MongoLock(strange[0], reply_timeout=30.0)):
+    strange = url("worker:c4n4ry@")
+    for driver in (MongoBackend(strange), MongoBackend(url("")), MongoLock(strange)):
         with pytest.raises(Refused, match=f"MongoDB at {place}/tasks") as raised:
             await driver.open()
         assert "c4n4ry" not in str(raised.value)
-        await driver.close()
+    # a client asks for the server until its time is over, whatever that said
+    distrustful = MongoBackend(url("worker:right@", "tls=true&serverSelectionTimeoutMS=500"))
+    async with asyncio.timeout(30.0):
+        while True:
+            with pytest.raises((Refused, Unavailable), match=f"MongoDB at {place}/tasks") as refused:
+                await distrustful.open()
+            if isinstance(refused.value, Refused):
+                return
