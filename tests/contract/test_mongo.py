@@ -169,6 +169,7 @@ class TestMotorBackend(ThroughMotor, BackendContract):
     pass
 
 
+@pytest.mark.long
 class TestMotorGroups(ThroughMotor, GroupContract):
     async def test_a_lock_can_be_had_through_the_client_of_a_backend(self) -> None:
         lock = await self.opened(MongoLock(self.url, client=self.client(self.url)))

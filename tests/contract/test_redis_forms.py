@@ -117,10 +117,12 @@ class OnSentinel(Suite):
         return f"redis://127.0.0.1:{free_port()},127.0.0.1:{free_port()}/0?master_name=m"
 
 
+@pytest.mark.long
 class TestSentinelBroker(OnSentinel, OfBroker, BrokerContract):
     pass
 
 
+@pytest.mark.long
 class TestSentinelInspector(OnSentinel, OfRedis, InspectorContract):
     pass
 
@@ -137,6 +139,7 @@ class TestSentinelJoint(OnSentinel, OfRedis, JointContract):
     pass
 
 
+@pytest.mark.long
 class TestSentinelJointGroups(OnSentinel, OfRedis, JointGroupContract):
     pass
 

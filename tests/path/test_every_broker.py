@@ -16,6 +16,7 @@ from asyncqueue import Server, Worker
 from asyncqueue.engine.context import TaskContext
 from asyncqueue.errors import TaskFailed
 from tests.path.bench import Bench, Stores, eventually, in_time
+from tests.path.conftest import FORMS
 from tests.path.ledger import Ledger
 from tests.path.watching import PATIENCE, all_succeed, has_written_more, more_have_ended, task, until
 from tests.path.workers import Crew, server_with_tasks
@@ -23,6 +24,14 @@ from tests.path.workers import Crew, server_with_tasks
 TASKS = 1_000
 REPEATS = {"sqs+redis", "pubsub+redis"}
 """Services that may show a message twice by themselves, whatever becomes of it."""
+
+SOME_FAR = (
+    "rabbit+redis",
+    "pubsub+redis",
+    *(pytest.param(kind, marks=pytest.mark.long) for kind in ("sqs+redis", "cluster")),
+    *FORMS,
+)
+"""All that is far: where workers die again and again, and each is a new process, two have to do."""
 
 pytestmark = pytest.mark.timeout(600)  # processes by the dozen, on a machine that may be busy
 
@@ -120,6 +129,7 @@ async def test_of_a_thousand_tasks_due_in_the_same_second_none_starts_early(each
     print(f"{each_broker.kind}: {TASKS} tasks due at once: {spread}")
 
 
+@pytest.mark.parametrize("far", SOME_FAR, indirect=True)
 async def test_a_message_that_kills_its_workers_ends_in_the_dead_letter_and_takes_no_other_along(
     far: Stores, server: Server, crew: Crew, ledger: Ledger
 ) -> None:
