@@ -16,7 +16,7 @@ import pytest
 
 from tests import matrix
 from tests.path.bench import Stores
-from tests.path.conftest import FORMS, stores_of
+from tests.path.conftest import FAR, FORMS, stores_of
 from tests.test_examples import NUMBERED, promised, run
 
 SERVER = re.compile(r'Server\("(sqlite|memory):[^"]*"\)')
@@ -25,10 +25,10 @@ UNSEEN = "the service shows no message before it is due"
 """Why 03_delays, which looks at what is delayed, is refused by some."""
 
 
-MANY = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("redis", "cluster", "sqs+redis", "pubsub+redis"))
+pytestmark = pytest.mark.long  # two dozen programs for each broker
 
 
-@pytest.fixture(params=("rabbit+redis", *MANY, *FORMS))
+@pytest.fixture(params=("redis", *FAR, *FORMS))
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 

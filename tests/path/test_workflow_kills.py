@@ -201,6 +201,7 @@ async def test_tasks_that_await_groups_do_not_keep_them_from_running(one_store: 
 # — the cost of a member —
 
 
+@pytest.mark.long
 async def test_a_member_of_ten_thousand_costs_redis_no_more_than_one_of_ten(start_server: StartServer) -> None:
     redis = await asyncio.to_thread(start_server, RedisServer())
     small = await _commands_per_member(redis, chords=1_000, members=10)
