@@ -77,10 +77,12 @@ class OnCluster(Suite):
         self.url = redis_cluster_url
 
 
+@pytest.mark.long
 class TestClusterBroker(OnCluster, OfBroker, BrokerContract):
     pass
 
 
+@pytest.mark.long
 class TestClusterInspector(OnCluster, OfRedis, InspectorContract):
     pass
 

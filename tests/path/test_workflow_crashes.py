@@ -115,6 +115,11 @@ class Case:
         return [each.uuid for each in (callback.on_error or ())] if callback is not None else []
 
 
+@pytest.mark.parametrize(
+    "durable",
+    ["redis", "redis+sqlite", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("sqlite", "sqlite+redis"))],
+    indirect=True,
+)
 async def test_a_worker_may_die_before_any_write(durable: Stores, tmp_path: Path, nursery: Nursery) -> None:
     async with send_log(durable) if durable.kind == "redis" else nullcontext() as log:
 
