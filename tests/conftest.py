@@ -36,6 +36,7 @@ from tests.services import (
     RedisCluster,
     RedisSentinel,
     RedisServer,
+    Server,
     ServiceMissing,
     ValkeyServer,
     memcached,
@@ -204,13 +205,7 @@ def amqp_url(shared_rabbitmq: Rabbit) -> Iterator[str]:
 def shared_sqs() -> Iterator[str]:
     """The URL of one SQS for the whole session: that of ``SQS_URL``, or an ElasticMQ of our own. Whoever uses it makes
     up names for its queues."""
-    if url := os.environ.get("SQS_URL"):
-        wait_until_reachable(url)
-        yield url
-        return
-    server = _start(ElasticServer())
-    yield server.url
-    server.stop()
+    yield from _theirs_or_own("SQS_URL", ElasticServer())
 
 
 @pytest.fixture(scope="session")
@@ -235,13 +230,7 @@ def sqs_url(shared_sqs: str, sqs_client: Any) -> Iterator[str]:
 def shared_dynamodb() -> Iterator[str]:
     """The URL of one DynamoDB for the whole session: that of ``DYNAMODB_URL``, or a DynamoDB Local of our own.
     Most tests want ``dynamodb_url`` instead, which has the tables."""
-    if url := os.environ.get("DYNAMODB_URL"):
-        wait_until_reachable(url)
-        yield url
-        return
-    server = _start(DynamoServer())
-    yield server.url
-    server.stop()
+    yield from _theirs_or_own("DYNAMODB_URL", DynamoServer())
 
 
 @pytest.fixture
@@ -305,13 +294,7 @@ def pubsub_url(shared_pubsub: str) -> str:
 def shared_mongo() -> Iterator[str]:
     """The URL of one MongoDB for the whole session: that of ``MONGODB_URL``, or a SecantusDB of our own. Most tests
     want ``mongo_url`` instead, which is a database of it."""
-    if url := os.environ.get("MONGODB_URL"):
-        wait_until_reachable(url)
-        yield url
-        return
-    server = _start(MongoServer())
-    yield server.url
-    server.stop()
+    yield from _theirs_or_own("MONGODB_URL", MongoServer())
 
 
 @pytest.fixture(scope="session")
@@ -412,6 +395,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run here")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:5}  {reason}")
+
+
+def _theirs_or_own(variable: str, own: Server) -> Iterator[str]:
+    """The URL in a variable of the environment, once somebody answers there; else that of a server of our own."""
+    if url := os.environ.get(variable):
+        wait_until_reachable(url)
+        yield url
+        return
+    yield _start(own).variables()[variable]
+    own.stop()
 
 
 def _start(server: AnyServer) -> AnyServer:

@@ -15,7 +15,7 @@ from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
-from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url, together
+from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url
 from asyncqueue.connections.mongo_documents import (
     ENTRY_END,
     FINAL,
@@ -31,6 +31,7 @@ from asyncqueue.connections.mongo_documents import (
 from asyncqueue.connections.mongo_groups import MEMBERS, MongoGroups
 from asyncqueue.connections.mongo_indexes import Index, Indexes, Useless
 from asyncqueue.connections.mongo_stream import POLLED, Stream
+from asyncqueue.connections.sending import all_of
 from asyncqueue.errors import Unavailable
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, State, TaskState
@@ -191,7 +192,7 @@ class MongoBackend:
     async def _ends(self, ids: Sequence[str]) -> dict[str, float]:
         """When entries of tasks, groups or plans are gone (unix seconds); never, where that is not said."""
         stored = ((self._tasks, TASK_END), (self._group_metas, ENTRY_END), (PLANS, ENTRY_END))
-        found = await together(self._link.find(name, {"_id": {"$in": list(ids)}}, (end,)) for name, end in stored)
+        found = await all_of(self._link.find(name, {"_id": {"$in": list(ids)}}, (end,)) for name, end in stored)
         return {
             each["_id"]: int(each[end]) / 1000 if end in each else float("inf")
             for (_, end), documents in zip(stored, found, strict=True)

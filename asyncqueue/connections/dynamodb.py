@@ -12,14 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Missing, Reply, SaidNo, parse_url
 from asyncqueue.connections.dynamodb_items import EXPIRY, Item, Value, size_of
-from asyncqueue.connections.sending import all_of
+from asyncqueue.connections.sending import all_of, portions
 from asyncqueue.errors import EntryTooLarge, Unavailable
-
-T = TypeVar("T")
 
 READ_AT_ONCE = 100
 """The most items of one read."""
@@ -234,7 +232,7 @@ class Dynamo:
     async def read(self, table: Table, keys: Iterable[str], *attributes: str) -> dict[str, Item]:
         """Those items that are there, expired or not, by their keys; only these attributes of them, where any are
         named, and the key."""
-        parts = list(_parts(list(dict.fromkeys(keys)), READ_AT_ONCE))
+        parts = list(portions(list(dict.fromkeys(keys)), READ_AT_ONCE))
         found: dict[str, Item] = {}
         for items in await all_of(self._read(table, part, attributes) for part in parts):
             found.update(items)
@@ -249,7 +247,7 @@ class Dynamo:
     async def drop(self, table: Table, keys: Iterable[str]) -> None:
         """Delete items, and be content where there are none."""
         requests = [{"DeleteRequest": {"Key": {table.key: {"S": key}}}} for key in dict.fromkeys(keys)]
-        await all_of(self._write(table, part) for part in _parts(requests, WRITTEN_AT_ONCE))
+        await all_of(self._write(table, part) for part in portions(requests, WRITTEN_AT_ONCE))
 
     async def _read(self, table: Table, keys: Sequence[str], attributes: Sequence[str]) -> dict[str, Item]:
         how: dict[str, Any] = {"ConsistentRead": True}
@@ -350,7 +348,3 @@ def _parts_by_size(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         size += more
     if part:
         yield part
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

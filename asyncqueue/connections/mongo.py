@@ -7,12 +7,12 @@ repeats a call; the library repeats one whose connection broke, once, where the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isawaitable
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pymongo
@@ -24,10 +24,9 @@ from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument, WriteConce
 from pymongo import errors as mongo_errors
 from pymongo.uri_parser import parse_uri as parse_mongo_uri
 
+from asyncqueue.connections.sending import portions
 from asyncqueue.errors import AsyncQueueError, ConfigError, EntryTooLarge, Refused, Unavailable
 from asyncqueue.redact import redact_url, without_credentials
-
-T = TypeVar("T")
 
 Document = Mapping[str, Any]
 """What is stored, as the library reads it; moments are milliseconds."""
@@ -214,7 +213,7 @@ class MongoLink:
 
     async def update(self, collection: str, ids: Sequence[str], filter: Filter, update: Mapping[str, Any]) -> None:
         """Update those of these documents, which may be very many, that the filter finds."""
-        for some in portions(ids):
+        for some in portions(ids, MANY):
             found = {"_id": {"$in": some}, **filter}
             await self.run(collection, partial(_update_many, filter=found, update=update))
 
@@ -344,23 +343,6 @@ class MongoLink:
         except (mongo_errors.PyMongoError, ValueError, OSError) as exc:  # a file that it names, too
             raise ConfigError(f"MongoDB at {self.address}: {exc}") from exc
         return client
-
-
-async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """What calls return that are made side by side; raises what the first of them raises, once all have ended."""
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    found: list[T] = []
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-        found.append(answer)
-    return found
-
-
-def portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``MANY`` at a time."""
-    for start in range(0, len(items), MANY):
-        yield items[start : start + MANY]
 
 
 class NotTold(Refused):

@@ -26,8 +26,9 @@ from pymongo.errors import BulkWriteError
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.connections.keeping import kept_until
-from asyncqueue.connections.mongo import Document, MongoLink, portions, together
+from asyncqueue.connections.mongo import MANY, Document, MongoLink
 from asyncqueue.connections.mongo_documents import ENTRY_END, FINAL, TASK_END, group_document, is_gone, moment
+from asyncqueue.connections.sending import all_of, portions
 from asyncqueue.state import GroupMeta
 
 MEMBERS = "aq_members"
@@ -183,7 +184,7 @@ class MongoGroups:
         found: list[_Left] = []
         for start in range(0, len(standings), _AT_ONCE):
             some = standings[start : start + _AT_ONCE]
-            found += await together(self._left_of(each, draw) for each in some)
+            found += await all_of(self._left_of(each, draw) for each in some)
         return {each.group_id: left for each, left in zip(standings, found, strict=True)}
 
     async def _left_of(self, standing: _Standing, draw: int) -> _Left:
@@ -249,7 +250,7 @@ class MongoGroups:
             ]
             size = Int64(len(task_ids))
             writes.append(UpdateOne({"_id": each["_id"]}, {"$max": {"aq_size": size, "aq_laid": size}}))
-        for some in portions(inserts):
+        for some in portions(inserts, MANY):
             await self._link.run(MEMBERS, partial(_insert_missing, inserts=some))
         await self._link.write(self._groups, writes, ordered=False)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from asyncqueue.connections.mongo import Document, MongoLink, together
+from asyncqueue.connections.mongo import Document, MongoLink
+from asyncqueue.connections.sending import all_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Indexes:
 
     async def _found(self, link: MongoLink) -> dict[str, list[Document]]:
         collections = list(dict.fromkeys(each.collection for each in self.wanted))
-        return dict(zip(collections, await together(map(link.indexes, collections)), strict=True))
+        return dict(zip(collections, await all_of(map(link.indexes, collections)), strict=True))
 
     def _lines(self, found: dict[str, list[Document]]) -> list[str]:
         return [str(each) for each in (*self._wrong(found), *(useless for useless, _ in self._dropped(found)))]

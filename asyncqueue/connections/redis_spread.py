@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.connections.redis import (
@@ -24,9 +24,8 @@ from asyncqueue.connections.redis import (
     read_scripts,
     tombstone,
 )
+from asyncqueue.connections.sending import portions
 from asyncqueue.errors import Unavailable
-
-T = TypeVar("T")
 
 MUTEX = "TriggerChordMutex"
 """Whoever has this key may trigger groups: Go's workers all take it."""
@@ -129,7 +128,7 @@ class SpreadGroups:
     async def _ended(self, tasks: Sequence[bytes]) -> set[bytes]:
         """Those of these tasks that have a final state."""
         final = set()
-        for some in _in_parts(tasks):
+        for some in portions(tasks, AT_ONCE):
             replies = await self._link.pipeline([("GETRANGE", task, 0, _BEGINNING) for task in some])
             for task, json in zip(some, replies, strict=True):
                 if isinstance(json, Unavailable):
@@ -140,11 +139,7 @@ class SpreadGroups:
 
     async def _run_each(self, calls: Sequence[_Call]) -> list[Reply]:
         replies: list[Reply] = []
-        for some in _in_parts(calls):
+        for some in portions(calls, AT_ONCE):
             replies += await self._link.run_each(some, to_last=True)
         raise_first(replies)
         return replies
-
-
-def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))

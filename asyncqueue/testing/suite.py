@@ -110,6 +110,7 @@ class Suite:
 
     def unsaid(self, method: str, returns: str) -> NotImplementedError:
         """The error for a page that does not say how to make what it is about."""
+        # not abstract methods: pytest cannot make a class that has some, and would say nothing of what is missing
         return NotImplementedError(f"{type(self).__name__} must override {method}: it returns {returns}")
 
     async def raises_unavailable(self, verbs: Iterable[Callable[[], Awaitable[object]]]) -> None:

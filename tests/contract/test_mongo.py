@@ -25,7 +25,7 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.mongo import MongoBackend
-from asyncqueue.connections import mongo
+from asyncqueue.connections import mongo, mongo_groups
 from asyncqueue.connections.mongo import MongoLink, parse_url
 from asyncqueue.connections.mongo_documents import MAX_ENTRY
 from asyncqueue.connections.mongo_stream import TOLD
@@ -321,7 +321,8 @@ class TestOfItsOwn(BackendOnMongo, BackendSuite):
     async def test_a_big_group_is_laid_out_and_kept_in_calls_of_a_bounded_size(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(mongo, "MANY", 4)
+        for module in (mongo, mongo_groups):
+            monkeypatch.setattr(module, "MANY", 4)
         heard = Commands()
         client: AsyncMongoClient[Any] = AsyncMongoClient(self.url, event_listeners=[heard])
         backend = await self.opened(MongoBackend(self.url, client=client, clock=self.clock))

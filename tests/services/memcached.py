@@ -6,10 +6,9 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
-from tests.services.server import Program, Server, free_port, refuse_port_in_use
+from tests.services.server import Program, Server, ServerGroup, free_port, refuse_port_in_use
 
 MEMCACHED = Program("memcached", "memcached", "Memcached")
 
@@ -64,10 +63,11 @@ class MemcachedServer(Server):
         return call(self.place, command, ends_with=ends_with)
 
 
-class Memcacheds:
+class Memcacheds(ServerGroup):
     """Two memcached of our own, used as one store, with room for entries of 4 MiB."""
 
     name = "memcached"
+    servers: Sequence[MemcachedServer]
 
     def __init__(self) -> None:
         self.servers = [MemcachedServer(item_size_max=4 * 1024 * 1024) for _ in range(2)]
@@ -76,27 +76,6 @@ class Memcacheds:
     def url(self) -> str:
         """``memcache://host:port,host:port``."""
         return f"memcache://{','.join(server.place for server in self.servers)}"
-
-    def start(self) -> Memcacheds:
-        """Start both. Leaves nothing behind when that fails."""
-        try:
-            for server in self.servers:
-                server.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End both. Twice is no harm."""
-        for server in self.servers:
-            server.stop()
-
-    def __enter__(self) -> Memcacheds:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
 
     def variables(self) -> Mapping[str, str]:
         """Its URL, by its name in ``VARIABLES``."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
 from tests.services.certificates import make_certificates
@@ -18,6 +17,7 @@ from tests.services.server import (
     START_DEADLINE,
     Program,
     Server,
+    ServerGroup,
     ServiceMissing,
     StartFailed,
     free_port,
@@ -229,7 +229,7 @@ class _Sentinel(_Node):
 _SENTINEL_LINES = ("bind ", "port ", "dir ", "requirepass ", "tls-")
 
 
-class RedisGroup:
+class RedisGroup(ServerGroup):
     """Several servers that are one service. ``url`` leads to it."""
 
     servers: Sequence[RedisServer]
@@ -252,28 +252,6 @@ class RedisGroup:
     @abstractmethod
     def url(self) -> str:
         """Where to go."""
-
-    @abstractmethod
-    def join(self) -> None:
-        """Bring the running servers together, and wait until they serve."""
-
-    def start(self) -> Self:
-        """Start and wait until it serves. Leaves nothing behind when that fails."""
-        try:
-            for server in self.servers:
-                server.launch()
-            for server in self.servers:
-                server.wait_ready()
-            self.join()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def stop(self) -> None:
-        """End it and remove its folders. Twice is no harm."""
-        for server in self.servers:
-            server.stop()
 
 
 class RedisSentinel(RedisGroup):

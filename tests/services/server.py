@@ -229,6 +229,39 @@ class Server(ABC):
         return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else "(no log)"
 
 
+class ServerGroup:
+    """Several servers that are one service: those in ``servers``."""
+
+    servers: Sequence[Server]
+
+    def join(self) -> None:
+        """Bring the running servers together, and wait until they serve as one."""
+
+    def start(self) -> Self:
+        """Start and wait until it serves. Leaves nothing behind when that fails."""
+        try:
+            for server in self.servers:
+                server.launch()
+            for server in self.servers:
+                server.wait_ready()
+            self.join()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End it and remove its folders. Twice is no harm."""
+        for server in self.servers:
+            server.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
 @contextmanager
 def started(*servers: Server) -> Iterator[None]:
     """Start servers in parallel and stop them at the end; leaves none behind when one of them fails."""
