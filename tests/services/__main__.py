@@ -23,17 +23,19 @@ from pathlib import Path
 from tests.services import VARIABLES
 from tests.services.certificates import OPENSSL, make_certificates
 from tests.services.dynamodb import DYNAMODB_LOCAL, DynamoServer
+from tests.services.go import GO
+from tests.services.machinery import MACHINERY
 from tests.services.maven import JAVA, MAVEN
 from tests.services.memcached import MEMCACHED, Memcacheds
 from tests.services.mongo import SECANTUS, MongoServer
-from tests.services.pubsub import GO, PSTEST, PubSubServer
+from tests.services.pubsub import PSTEST, PubSubServer
 from tests.services.rabbit import RABBITMQ, RabbitServer
 from tests.services.redis import REDIS, RedisServer
 from tests.services.server import Fetched, Program, ServiceMissing, StartFailed, started
 from tests.services.sqs import ELASTICMQ, ElasticServer
 
 PROGRAMS: Sequence[Program] = (REDIS, OPENSSL, RABBITMQ, MEMCACHED, JAVA, MAVEN, GO)
-FETCHED: Sequence[Fetched] = (ELASTICMQ, DYNAMODB_LOCAL, PSTEST, SECANTUS)
+FETCHED: Sequence[Fetched] = (ELASTICMQ, DYNAMODB_LOCAL, PSTEST, SECANTUS, *MACHINERY.values())
 
 
 def install() -> int:
