@@ -107,8 +107,9 @@ class GoClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._process is not None and self._process.stdin is not None and self._reading is not None
-        self._process.stdin.close()
+        assert self._process is not None
+        assert self._reading is not None
+        self._stdin.close()
         await asyncio.wait_for(self._process.wait(), DEADLINE)
         await self._reading
 
@@ -146,7 +147,6 @@ class GoClient:
         self, verb: str, signatures: Sequence[Signature] = (), callback: Signature | None = None, **fields: Any
     ) -> dict[str, Any]:
         """One request and its reply, as tests/interop/go/peer.go has them."""
-        assert self._process is not None and self._process.stdin is not None
         number = next(self._numbers)
         request = {
             "ID": number,
@@ -156,14 +156,21 @@ class GoClient:
             **fields,
         }
         self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._stdin.write(json.dumps(request).encode() + b"\n")
         reply = await asyncio.wait_for(self._waiting[number], DEADLINE + fields.get("Timeout", 0.0))
         if error := reply.get("Error"):
             raise GoError(error)
         return reply
 
+    @property
+    def _stdin(self) -> asyncio.StreamWriter:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        return self._process.stdin
+
     async def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         async for line in self._process.stdout:
             reply = json.loads(line)
             self._waiting.pop(reply["ID"]).set_result(reply)

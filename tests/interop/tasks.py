@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import GenericAlias
 from typing import Any
 
 from asyncqueue import Server, TaskContext, wire
@@ -36,7 +37,7 @@ def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
     """Register them; those that note what they did do it in ``ledger``."""
     for name, annotation in SCALARS.items():
         server.register_task(f"echo_{name}", echo(annotation))
-        server.register_task(f"echo_{name}s", echo(list[annotation]))
+        server.register_task(f"echo_{name}s", echo(GenericAlias(list, (annotation,))))
     server.register_task("echo_bytes", echo(bytes))
 
     def note(what: str, ctx: TaskContext) -> None:
@@ -79,9 +80,9 @@ def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
 
     @server.task(name="later")
     async def later(ctx: TaskContext, times: int, milliseconds: int) -> int:
-        if ctx.attempt > times:
-            return ctx.attempt
-        ctx.retry_later(milliseconds / 1000, "later")
+        if ctx.attempt <= times:
+            ctx.retry_later(milliseconds / 1000, "later")
+        return ctx.attempt
 
     @server.task(name="sleep")
     async def sleep(ctx: TaskContext, milliseconds: int) -> int:
