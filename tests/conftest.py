@@ -24,7 +24,7 @@ from botocore.session import get_session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests import blocking, matrix
+from tests import blocking, forgotten, matrix
 from tests.services import (
     DynamoServer,
     ElasticServer,
@@ -65,6 +65,7 @@ class StartServer(Protocol):
 
 
 blocking.watch()
+forgotten.close_them()
 _SHARED = {"RABBITMQ_URL": RabbitServer(tls=True), "DYNAMODB_URL": DynamoServer(), "MONGODB_URL": MongoServer()}
 """They take seconds to start: where tests run in several processes, these share one. By the variables that say where
 somebody else runs one."""
