@@ -4,16 +4,20 @@ In every page, in order, in one empty folder per page:
 
 - a `python` block is run; one whose first line is a comment with a file name (`# app.py`) is saved under that name
   instead, for the blocks after it, and so is a `yaml` block;
+- the `python part NAME` blocks of a page are pieces of one program for each NAME, run at the page's end; they may `await`;
 - a `python no-run` block is compiled only: a fragment that needs something a test cannot have;
 - a `yaml` block configures a server, and so does an `env` block: those of a page say the same, one by one, and on the
   page of a broker they lead to the broker that its Python imports;
 - a `console` block is a shell session: its lines that start with `$ ` are run in one shell, and the other lines must be
   what they print on standard output. What it left in the background is stopped when it ends;
 - every other block (`sh`, plain) is only looked at.
+
+A page that reads `REDIS_URL` from the environment finds an empty database of a Redis there.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
@@ -63,11 +67,18 @@ def _name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_the_blocks_of_a_page_do_what_they_show(page: Path, tmp_path: Path) -> None:
+def test_the_blocks_of_a_page_do_what_they_show(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "REDIS_URL" in page.read_text():
+        monkeypatch.setenv("REDIS_URL", request.getfixturevalue("redis_url"))
+    programs: dict[str, list[Block]] = {}
     for block in _blocks(page):
         match block.kind.split():
             case ["python", "no-run"]:
                 compile(block.text, block.where, "exec")
+            case ["python", "part", name]:
+                programs.setdefault(name, []).append(block)
             case ["python"]:
                 _run_python(block, tmp_path)
             case ["yaml"]:
@@ -76,6 +87,8 @@ def test_the_blocks_of_a_page_do_what_they_show(page: Path, tmp_path: Path) -> N
                 _run_session(block, tmp_path)
             case [kind, *_] if kind.startswith(("python", "console")):
                 pytest.fail(f"{block.where}: unknown kind of block {block.kind!r}")
+    for pieces in programs.values():
+        _run_pieces(pieces, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -119,6 +132,27 @@ def _run_python(block: Block, folder: Path) -> None:
     compile(block.text, block.where, "exec")
     if not _save(block, folder):
         _run([sys.executable, "-c", block.text], block, folder)
+
+
+_PROGRAM = """
+import ast, asyncio, inspect, sys
+
+async def main(names, texts):
+    for name, text in zip(names, texts, strict=True):
+        code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        waiting = eval(code, globals())
+        if inspect.iscoroutine(waiting):
+            await waiting
+
+asyncio.run(main(sys.argv[1::2], sys.argv[2::2]))
+"""
+
+
+def _run_pieces(pieces: list[Block], folder: Path) -> None:
+    for piece in pieces:
+        compile(piece.text, piece.where, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    arguments = [each for piece in pieces for each in (piece.where, piece.text)]
+    _run([sys.executable, "-c", _PROGRAM, *arguments], pieces[0], folder)
 
 
 def _save(block: Block, folder: Path) -> bool:
