@@ -96,6 +96,12 @@ def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
         note("S", ctx)
         return sum(numbers)
 
+    @server.task(name="gather")
+    async def gather(ctx: TaskContext, *numbers: int) -> str:
+        note("S", ctx)
+        note("E", ctx)
+        return ",".join(map(str, numbers))
+
     @server.task(name="record")
     async def record(ctx: TaskContext, text: str) -> str:
         note("S", ctx)

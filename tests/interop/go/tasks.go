@@ -47,6 +47,7 @@ func taskFunctions() map[string]interface{} {
 			ledger.note("S", uuid(ctx))
 			return total(numbers...)
 		},
+		"gather":    gather,
 		"record":    func(ctx context.Context, text string) (string, error) { ledger.note("S", uuid(ctx)); return text, nil },
 		"signature": signatureOf,
 		"where":     func() (string, error) { return version, nil },
@@ -82,6 +83,13 @@ func sleep(ctx context.Context, milliseconds int64) (int64, error) {
 	time.Sleep(time.Duration(milliseconds) * time.Millisecond)
 	ledger.note("E", uuid(ctx))
 	return milliseconds, nil
+}
+
+// gather writes down what it was given, in order.
+func gather(ctx context.Context, numbers ...int64) (string, error) {
+	ledger.note("S", uuid(ctx))
+	defer ledger.note("E", uuid(ctx))
+	return strings.Join(strings.Fields(strings.Trim(fmt.Sprint(numbers), "[]")), ","), nil
 }
 
 // signatureOf is the JSON of what this task was sent as.
