@@ -173,7 +173,9 @@ class GoClient:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             reply = json.loads(line)
-            self._waiting.pop(reply["ID"]).set_result(reply)
+            waiting = self._waiting.pop(reply["ID"])
+            if not waiting.done():  # whoever asked may have been cancelled
+                waiting.set_result(reply)
         for waiting in self._waiting.values():
             waiting.set_exception(GoError("the client has ended"))
 
