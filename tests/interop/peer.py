@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from asyncqueue import Signature, TaskState, wire
+from asyncqueue.arguments import NegativeZero
 from tests.services.machinery import MACHINERY
 
 DEADLINE = 60.0
@@ -172,12 +173,17 @@ class GoClient:
         assert self._process is not None
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            reply = json.loads(line)
+            reply = json.loads(line, parse_int=_integer)
             waiting = self._waiting.pop(reply["ID"])
             if not waiting.done():  # whoever asked may have been cancelled
                 waiting.set_result(reply)
         for waiting in self._waiting.values():
-            waiting.set_exception(GoError("the client has ended"))
+            if not waiting.done():
+                waiting.set_exception(GoError("the client has ended"))
+
+
+def _integer(text: str) -> int:
+    return NegativeZero() if text == "-0" else int(text)
 
 
 def _as_json(signature: Signature) -> Any:
