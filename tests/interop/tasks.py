@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from types import GenericAlias
 from typing import Any
 
@@ -33,12 +34,28 @@ def echo(annotation: Any) -> Callable[[Any], Any]:
     return echoing
 
 
+def echo_all(annotations: Sequence[Any]) -> Callable[..., Any]:
+    """A task that returns its arguments, one of each type."""
+
+    def echoing(*given: Any) -> Any:
+        return given
+
+    hints = {f"given_{place}": each for place, each in enumerate(annotations)}
+    echoing.__annotations__ = {**hints, "return": tuple[*annotations]}
+    parameters = [Parameter(name, Parameter.POSITIONAL_ONLY) for name in hints]
+    echoing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # functions may have one of their own
+    return echoing
+
+
 def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
     """Register them; those that note what they did do it in ``ledger``."""
     for name, annotation in SCALARS.items():
         server.register_task(f"echo_{name}", echo(annotation))
         server.register_task(f"echo_{name}s", echo(GenericAlias(list, (annotation,))))
     server.register_task("echo_bytes", echo(bytes))
+    server.register_task("echo_scalars", echo_all([*SCALARS.values()]))
+    slices = [GenericAlias(list, (each,)) for each in SCALARS.values()]
+    server.register_task("echo_slices", echo_all([*slices, bytes]))
 
     def note(what: str, ctx: TaskContext) -> None:
         if ledger is not None:
@@ -77,6 +94,12 @@ def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
         if ctx.attempt > failures:
             return ctx.attempt
         raise Exception("not yet")
+
+    @server.task(name="retried")
+    async def retried(ctx: TaskContext) -> str:
+        if ctx.signature.retry_count:
+            raise Exception("not yet")
+        return wire.encode_signature(ctx.signature).decode()
 
     @server.task(name="later")
     async def later(ctx: TaskContext, times: int, milliseconds: int) -> int:

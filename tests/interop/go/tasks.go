@@ -16,6 +16,22 @@ import (
 
 func echo[T any](given T) (T, error) { return given, nil }
 
+func echoScalars(
+	a bool, b string, c int, d int8, e int16, f int32, g int64, h uint, i uint8, j uint16, k uint32, l uint64, m float32, n float64,
+) (bool, string, int, int8, int16, int32, int64, uint, uint8, uint16, uint32, uint64, float32, float64, error) {
+	return a, b, c, d, e, f, g, h, i, j, k, l, m, n, nil
+}
+
+func echoSlices(
+	a []bool, b []string, c []int, d []int8, e []int16, f []int32, g []int64,
+	h []uint, i []uint8, j []uint16, k []uint32, l []uint64, m []float32, n []float64, o []byte,
+) (
+	[]bool, []string, []int, []int8, []int16, []int32, []int64,
+	[]uint, []uint8, []uint16, []uint32, []uint64, []float32, []float64, []byte, error,
+) {
+	return a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, nil
+}
+
 // taskFunctions are what the worker knows: the same as tests/interop/tasks.py, but for py_only there and go_only here.
 func taskFunctions() map[string]interface{} {
 	return map[string]interface{}{
@@ -31,7 +47,7 @@ func taskFunctions() map[string]interface{} {
 		"echo_uints": echo[[]uint], "echo_uint8s": echo[[]uint8], "echo_uint16s": echo[[]uint16],
 		"echo_uint32s": echo[[]uint32], "echo_uint64s": echo[[]uint64],
 		"echo_float32s": echo[[]float32], "echo_float64s": echo[[]float64],
-		"echo_bytes": echo[[]byte],
+		"echo_bytes": echo[[]byte], "echo_scalars": echoScalars, "echo_slices": echoSlices,
 
 		"add":     func(a, b int64) (int64, error) { return a + b, nil },
 		"total":   total,
@@ -41,6 +57,7 @@ func taskFunctions() map[string]interface{} {
 		"fail":    func(text string) error { return errors.New(text) },
 		"panics":  func(text string) error { panic(text) },
 		"flaky":   flaky,
+		"retried": retried,
 		"later":   later,
 		"sleep":   sleep,
 		"note": func(ctx context.Context, numbers ...int64) (int64, error) {
@@ -68,6 +85,14 @@ func flaky(ctx context.Context, failures int64) (int64, error) {
 		return ran, nil
 	}
 	return 0, errors.New("not yet")
+}
+
+// retried fails while it has retries left, and then says as what it was sent.
+func retried(ctx context.Context) (string, error) {
+	if tasks.SignatureFromContext(ctx).RetryCount > 0 {
+		return "", errors.New("not yet")
+	}
+	return signatureOf(ctx)
 }
 
 // later asks so many times to be run again after some milliseconds, and then says how often it ran.
