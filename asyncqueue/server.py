@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import fields, replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -24,6 +24,7 @@ from asyncqueue.engine.events import Events
 from asyncqueue.engine.execution import Execution
 from asyncqueue.engine.messages import Rules, callback_ids, pending
 from asyncqueue.engine.middleware import Middleware, PublishHook
+from asyncqueue.engine.observing import Observer, Observers
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
 from asyncqueue.engine.publisher import Publisher
@@ -46,7 +47,18 @@ from asyncqueue.signature import MAX_PRIORITY, Signature
 from asyncqueue.state import TaskResult
 from asyncqueue.stores import Choice, Connected, Stores
 from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
-from asyncqueue.workflow import PASS, Compiled, Join, Node, Parallel, Series, Workflow, companion, is_companion
+from asyncqueue.workflow import (
+    PASS,
+    Compiled,
+    Join,
+    Node,
+    Outline,
+    Parallel,
+    Series,
+    Workflow,
+    companion,
+    is_companion,
+)
 from asyncqueue.workflow_results import (
     ChainResult,
     ChordResult,
@@ -84,6 +96,7 @@ class Server:
     ) -> None:
         self.clock = clock
         self.events = Events()
+        self.observers = Observers(self.events)
         self.registry = Registry()
         self.middlewares: list[Middleware] = []
         self.timetable = Timetable()
@@ -159,6 +172,10 @@ class Server:
         """Wrap every run of every worker of this server; the first one added is the outermost."""
         self.middlewares.append(middleware)
 
+    def observe(self, observer: Observer) -> None:
+        """Tell ``observer`` of everything that this server sends and its workers run: for tracing and metrics."""
+        self.observers.add(observer)
+
     def before_publish(self, hook: PublishHook) -> PublishHook:
         """Call ``hook`` with every signature before it is sent (usable as a decorator); it may return another one."""
         self._publish_hooks.append(hook)
@@ -218,10 +235,22 @@ class Server:
         All are checked before the first one is sent. Raises as ``send_task`` does.
         """
         connected = await self.connected()
-        sent = await connected.publisher.send(list(signatures))
+        if self.observers:
+            sent = await self._observed(connected.publisher, signatures)
+        else:
+            sent = await connected.publisher.send(list(signatures))
         if connected.eager is not None:
             await connected.eager.run()
         return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
+
+    async def _observed(self, publisher: Publisher, signatures: Iterable[Signature]) -> Sequence[Signature]:
+        """Each one is a send of its own to observers, however many leave together."""
+        with ExitStack() as stack:
+            sends = [stack.enter_context(self.observers.sending(each)) for each in signatures]
+            sent = await publisher.send([send.work for send in sends])
+            for send, each in zip(sends, sent, strict=True):
+                send.sent = Compiled((each,), (), Outline("task", each.uuid, each.name))
+        return sent
 
     # — sending workflows —
 
@@ -262,9 +291,11 @@ class Server:
 
     async def _send(self, workflow: Workflow, concurrency: int) -> WorkflowResult[Any]:
         at_once = _bound(concurrency)
-        work = self._compiled(workflow)
-        connected = await self.connected()
-        await connected.publisher.send_workflow(work, at_once)
+        with self.observers.sending(workflow, at_once) as send:
+            work = self._compiled(send.work)
+            connected = await self.connected()
+            await connected.publisher.send_workflow(work, at_once)
+            send.sent = work
         if connected.eager is not None:
             await connected.eager.run()
         return workflow_result(work.outline, self._results)
@@ -429,6 +460,7 @@ class Server:
             self._compiled,
             self.settings.program,
             owner,
+            self.observers,
         )
 
     # — looking —
@@ -615,6 +647,7 @@ class Server:
             longest_delay=broker.capabilities.max_delay,
             threads=threads,
             middlewares=self.middlewares,
+            observers=self.observers,
         )
         return EagerRunner(broker, execution, settlement, backend, clock=self.clock, rules=rules)
 

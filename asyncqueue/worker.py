@@ -219,7 +219,10 @@ class Worker:
             started=consumer.started,
             left_running=consumer.left_running,
             showings=consumer.showings,
-            facilities=WorkerFacilities(consumer.yield_slot, connected.publisher, connected.backend, server.rules),
+            facilities=WorkerFacilities(
+                consumer.yield_slot, connected.publisher, connected.backend, server.rules, server.observers
+            ),
+            observers=server.observers,
         )
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()

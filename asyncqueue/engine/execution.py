@@ -19,6 +19,7 @@ from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarte
 from asyncqueue.engine.messages import MAX_ERROR_TEXT, Rules, error_text
 from asyncqueue.engine.middleware import Middleware, wrapped
 from asyncqueue.engine.naming import name_problem, usable_task_id
+from asyncqueue.engine.observing import Observers
 from asyncqueue.engine.outcome import (
     Exhausted,
     Failed,
@@ -71,6 +72,7 @@ class Execution:
         left_running: Callable[[Future[Any], str], None] = lambda thread, task_id: None,
         showings: Showings | None = None,
         facilities: Facilities | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self._registry = registry
         self._backend = backend
@@ -86,6 +88,7 @@ class Execution:
         self._left_running = left_running
         self._showings = showings
         self._facilities = facilities
+        self._observers = Observers(events) if observers is None else observers
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
@@ -117,20 +120,25 @@ class Execution:
             known = known_end(state, signature, registered.options) if state is not None else None
             if known is not None:
                 return Ran(delivery, signature, known)
+        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._facilities)
         try:
             bound = registered.bind(signature)
         except ArgumentError as exc:
-            error = str(exc)[:MAX_ERROR_TEXT]
-            self._events.emit(TaskFailed(signature.uuid, signature.name, delivery.queue, error))
-            return Ran(delivery, signature, Failed(error))
+            unfit = Failed(str(exc)[:MAX_ERROR_TEXT])
+            ended = self._observers.running(context)
+            self._events.emit(TaskFailed(signature.uuid, signature.name, delivery.queue, unfit.error))
+            ended(unfit, exc)
+            return Ran(delivery, signature, unfit)
         if self._showings is not None:
             await self._showings.note(delivery, signature, attempt)
         self._started(delivery, signature, attempt)
-        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._facilities)
         return await self._call(delivery, registered, bound, context)
 
     async def _call(self, delivery: Delivery, registered: Registered, bound: Bound, context: TaskContext) -> Ran:
         signature = context.signature
+        ended = self._observers.running(context) if self._observers else None
+        outcome: Outcome | None = None
+        error: BaseException | None = None
         detailed = self._events.detailed
         if detailed:
             self._events.emit(TaskStarted(signature.uuid, signature.name, delivery.queue, context.attempt))
@@ -147,24 +155,27 @@ class Execution:
                 value = await self._wrapped(registered, args, kwargs, context, threads)
             if isinstance(value, Signature | Workflow):
                 raise Replacement(value)  # as ctx.replace does
-            outcome: Outcome = Succeeded(registered.results_of(value))
+            outcome = Succeeded(registered.results_of(value))
         except Replacement as exc:
-            outcome = await self._replaced(delivery, context, exc.workflow)
+            outcome, error = await self._replaced(delivery, context, exc.workflow)
         except asyncio.CancelledError as exc:
             if _is_cancelled():
                 raise
-            outcome = judge(exc, signature, registered.options)  # the task raised it by itself
+            outcome, error = judge(exc, signature, registered.options), exc  # the task raised it by itself
             self._tell(outcome, delivery, signature, context.attempt, exc)
         except BaseException as exc:  # a task that calls sys.exit has failed, and its worker goes on
             if _is_cancelled():
                 raise asyncio.CancelledError from exc  # it stumbled over our cancellation: that is not its own failure
-            outcome = judge(exc, signature, registered.options)
+            outcome, error = judge(exc, signature, registered.options), exc
             self._tell(outcome, delivery, signature, context.attempt, exc)
         else:
             if detailed:
                 seconds = self._clock.monotonic() - began
                 self._events.emit(TaskSucceeded(signature.uuid, signature.name, delivery.queue, seconds))
         finally:
+            if ended is not None:
+                ended(outcome, error)
+            error = None  # its traceback knows this frame
             for thread in threads:
                 self._tell_stuck(thread, signature)
         return Ran(delivery, signature, outcome)
@@ -202,27 +213,30 @@ class Execution:
             return None
         return plan
 
-    async def _replaced(self, delivery: Delivery, context: TaskContext, node: Node) -> Outcome:
-        """What the run means whose task goes on as a workflow."""
+    async def _replaced(
+        self, delivery: Delivery, context: TaskContext, node: Node
+    ) -> tuple[Outcome, BaseException | None]:
+        """What the run means whose task goes on as a workflow, and why it cannot be one."""
         signature, backend, rules = context.signature, self._backend, self._rules()
         try:
-            going_on = continued(
-                signature,
-                node,
-                default_queue=context.queue,
-                limits=rules.limits,
-                attempt=context.attempt,
-                go_compat=rules.go_compat,
-            )
-            if backend is None and going_on.needs_backend:
-                raise NoBackend(f"{going_on.needs_backend}, and this worker has none")
+            with self._observers.sending(node) as send:
+                going_on = send.sent = continued(
+                    signature,
+                    send.work,
+                    default_queue=context.queue,
+                    limits=rules.limits,
+                    attempt=context.attempt,
+                    go_compat=rules.go_compat,
+                )
+                if backend is None and going_on.needs_backend:
+                    raise NoBackend(f"{going_on.needs_backend}, and this worker has none")
         except (ArgumentError, MessageTooLarge, NoBackend) as exc:  # another run would find the same
             failed = Failed(error_text(exc))
             self._tell(failed, delivery, signature, context.attempt, exc)
-            return failed
+            return failed, exc
         if going_on.kept and backend is not None:
             await self._patience.insist("write plans", lambda: backend.put_plans(going_on.kept))
-        return Replaced(going_on.entries)
+        return Replaced(going_on.entries), None
 
     async def _wrapped(
         self,

@@ -8,10 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from asyncqueue.backends.base import Backend
 from asyncqueue.compiling import added
 from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.observing import Observers
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.errors import ArgumentError, NoBackend
 from asyncqueue.signature import Signature
-from asyncqueue.workflow import Node
+from asyncqueue.workflow import Node, Parallel
 
 
 class WorkerFacilities:
@@ -23,11 +24,13 @@ class WorkerFacilities:
         publisher: Publisher,
         backend: Backend | None,
         rules: Callable[[], Rules],
+        observers: Observers,
     ) -> None:
         self.yield_slot = yield_slot
         self._publisher = publisher
         self._backend = backend
         self._rules = rules
+        self._observers = observers
 
     async def add_members(self, signature: Signature, members: Sequence[Node], first: int) -> None:
         if self._backend is None:
@@ -37,8 +40,12 @@ class WorkerFacilities:
             raise ArgumentError(
                 f"task {signature.name}: a Go worker would not see members added to a group, and go_compat is on"
             )
-        more = added(signature, members, first=first, default_queue=rules.default_queue, limits=rules.limits)
-        if not await self._publisher.add_members(self._backend, signature.group_uuid, more):
-            raise ArgumentError(
-                f"task {signature.name}: group {signature.group_uuid} is over, so none can be added to it"
+        with self._observers.sending(Parallel(tuple(members))) as send:
+            more = added(
+                signature, send.work.members, first=first, default_queue=rules.default_queue, limits=rules.limits
             )
+            if not await self._publisher.add_members(self._backend, signature.group_uuid, more):
+                raise ArgumentError(
+                    f"task {signature.name}: group {signature.group_uuid} is over, so none can be added to it"
+                )
+            send.sent = more

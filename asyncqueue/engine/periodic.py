@@ -21,6 +21,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.compiling import NewId
 from asyncqueue.engine.events import Events, OccurrenceFailed, OccurrenceSent, OccurrenceSkipped
+from asyncqueue.engine.observing import Observers
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.errors import AsyncQueueError, ConfigError
@@ -152,6 +153,7 @@ class Office:
     compile: Compile
     program: str
     owner: str
+    observers: Observers
 
 
 class Scheduler:
@@ -321,11 +323,13 @@ class Rota:
             if await self._runs_still(due_at):
                 office.events.emit(OccurrenceSkipped(name, due_at))
                 return False
-            work = self._occurrence(due_at)
-            token = f"{due_at:x}/{work.entries[0].uuid}"
-            is_new = await office.patience.insist(
-                self._doing, lambda: office.publisher.offer_workflow(work, token, self._task.concurrency)
-            )
+            with office.observers.sending(self._task.work, self._task.concurrency, name) as send:
+                work = self._occurrence(due_at, send.work)
+                token = f"{due_at:x}/{work.entries[0].uuid}"
+                is_new = await office.patience.insist(
+                    self._doing, lambda: office.publisher.offer_workflow(work, token, self._task.concurrency)
+                )
+                send.sent = work if is_new else None
         except Exception as exc:  # of this task or workflow, or of the user's own hooks: trying again would not help
             office.events.emit(OccurrenceFailed(name, due_at, f"{type(exc).__name__}: {exc}"))
             return False
@@ -348,8 +352,9 @@ class Rota:
             state is not None and not state.is_completed for state in states[len(own) :]
         )
 
-    def _occurrence(self, due_at: int) -> Compiled:
-        return self._task.occurrence(self._office.program, due_at, self._office.compile)
+    def _occurrence(self, due_at: int, work: Node | None = None) -> Compiled:
+        task = self._task if work is None else replace(self._task, work=work)
+        return task.occurrence(self._office.program, due_at, self._office.compile)
 
     def _wait(self) -> float:
         now = self._now()
