@@ -47,7 +47,7 @@ clean:           ## remove the environments and whatever tools leave behind
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call create,$(VENV))
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,amqp,aws,gcp,memcache,mongo]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,amqp,aws,gcp,memcache,mongo,otel]'
 	@touch $@
 
 $(DEMO_VENV)/.installed: pyproject.toml constraints.txt
