@@ -32,7 +32,7 @@ async def send_log(stores: Stores) -> AsyncIterator[SendLog]:
     if stores.broker.startswith("sqlite"):
         yield _SqliteLog(urlsplit(stores.broker).path)
         return
-    log = await asyncio.to_thread(_RedisLog, stores.broker)
+    log = await asyncio.to_thread(RedisLog, stores.broker)
     try:
         yield log
     finally:
@@ -59,7 +59,7 @@ class _SqliteLog:
             return Counter(task_id for (task_id,) in connection.execute("SELECT task_uuid FROM sent"))
 
 
-class _RedisLog:
+class RedisLog:
     """A connection that MONITORs: it is shown every command, those of scripts too.
 
     A message is sent with RPUSH, as a bare signature. What comes back to a queue is put at its head with LPUSH, or
@@ -71,7 +71,8 @@ class _RedisLog:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._address = (parts.hostname or "127.0.0.1", parts.port or 6379)
-        self._of_scripts = f" [{parts.path.strip('/') or 0} lua] ".encode()
+        self._of_database = f" [{parts.path.strip('/') or 0} ".encode()
+        self._of_scripts = self._of_database + b"lua] "
         self._sent: Counter[str] = Counter()
         self._marks: dict[bytes, threading.Event] = {}
         self._connection = socket.create_connection(self._address, timeout=DEADLINE)
