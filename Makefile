@@ -4,6 +4,8 @@ VENV := $(if $(PYTHON),.venv-$(notdir $(PYTHON)),.venv)
 DEMO_VENV := $(VENV)-demo
 SHELL := /bin/bash
 ARGS :=
+# what is compiled once serves every process of a run, and the next run
+unexport PYTHONDONTWRITEBYTECODE
 # tests wait more than they compute: two more processes than the smallest machine has cores
 PROCESSES := 4
 PYTEST = $(VENV)/bin/python -m pytest -n $(PROCESSES) --dist worksteal

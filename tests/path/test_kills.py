@@ -176,7 +176,7 @@ async def test_a_second_sigterm_stops_at_once_and_gives_the_task_back(
     result = await server.send_task(task(server, "wait_for_file", str(release)))
     await until(lambda: ledger.counts("S")[result.task_id] == 1)
     worker.signal(signal.SIGTERM)
-    await until(lambda: worker.process.poll() is None)
+    await until(lambda: worker.code is None)
     worker.signal(signal.SIGINT)
     assert await worker.ended() == 0
     assert [each.uuid for each in await server.get_pending_tasks()] == [result.task_id]
@@ -199,7 +199,7 @@ async def test_poison_ends_in_the_dead_letter_alone(
         """Start a worker again whenever it died."""
         while not done.is_set():
             worker = crew.start(lease=1.0, concurrency=10, worker={"max_deliveries": limit})
-            while worker.process.poll() is None and not done.is_set():
+            while worker.code is None and not done.is_set():
                 await asyncio.sleep(0.05)
 
     supervising = asyncio.create_task(supervise())
@@ -299,9 +299,9 @@ async def _crash(stores: Stores, n: int, folder: Path) -> str:
         signature = task(server, "fail_first", routing_key=queue, retry_count=1, on_success=(callback,))
         result = await server.send_task(signature)
         doomed = crew.start(crash_at=n, lease=2.0, **options)
-        while doomed.process.poll() is None and not ledger.counts("E")[callback.uuid]:
+        while doomed.code is None and not ledger.counts("E")[callback.uuid]:
             await asyncio.sleep(0.05)
-        code = doomed.process.poll()
+        code = doomed.code
         known = await result.state()
         before = ledger.counts("S")
         if code is None:  # the callback ran before the n-th call: whether that still comes is of no importance

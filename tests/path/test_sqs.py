@@ -103,7 +103,7 @@ async def test_a_service_killed_and_restarted_under_load_loses_nothing_and_has_i
         await in_time(asyncio.gather(*(each.get(PATIENCE) for each in results)), patience=2 * PATIENCE)
         ends = ledger.counts("E")
         assert set(ends) == {each.task_id for each in results}
-        assert all(each.process.poll() is None for each in workers)
+        assert all(each.code is None for each in workers)
         await nothing_is_left(server)
         twice = sum(count > 1 for count in ends.values())
         print(f"sqs: killed and restarted, {len(results)} tasks, 0 lost, {twice} ended twice")

@@ -1,18 +1,16 @@
-"""Worker processes to be killed: what they run, and how a test starts and ends them.
-
-python -m tests.path.workers '{"broker": …, "backend": …, "ledger": …, "settings": {…}, "worker": {…}}'
-"""
+"""Worker processes to be killed: what they run, and how a test starts and ends them."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from asyncqueue.engine.context import TaskContext
 from tests.path.bench import Stores
 from tests.path.ledger import Ledger
 
-ROOT = Path(__file__).parent.parent.parent
 DEADLINE = 60.0
 
 
@@ -109,24 +106,34 @@ def server_with_tasks(server: Server, ledger: Ledger) -> Server:
 class WorkerProcess:
     """One worker process."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
 
     @property
     def pid(self) -> int:
+        assert self.process.pid is not None
         return self.process.pid
 
+    @property
+    def code(self) -> int | None:
+        """Its exit code: minus the signal that ended it; None while it runs."""
+        return self.process.exitcode
+
     def signal(self, number: signal.Signals) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """``kill -9``, and wait for it."""
         self.signal(signal.SIGKILL)
-        self.process.wait(DEADLINE)
+        self.process.join(DEADLINE)
 
     async def ended(self) -> int:
         """Its exit code, waited for."""
-        return await asyncio.to_thread(self.process.wait, DEADLINE)
+        async with asyncio.timeout(DEADLINE):
+            while (code := self.code) is None:  # nobody may ask beside us, from another thread
+                await asyncio.sleep(0.02)
+        return code
 
 
 class Crew:
@@ -151,14 +158,15 @@ class Crew:
             "settings": self.sections | {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
             "worker": options,
         }
-        process = subprocess.Popen([sys.executable, "-m", "tests.path.workers", json.dumps(asked)], cwd=ROOT)
+        process = _FORKS.Process(target=_be, args=(asked,), daemon=True)
+        process.start()
         self._processes.append(WorkerProcess(process))
         return self._processes[-1]
 
     @property
     def running(self) -> list[WorkerProcess]:
         """Those that have not ended."""
-        return [each for each in self._processes if each.process.poll() is None]
+        return [each for each in self._processes if each.code is None]
 
     def stop(self) -> None:
         for each in self._processes:
@@ -255,5 +263,16 @@ def run(asked: dict[str, Any]) -> int:
     return asyncio.run(work())
 
 
-if __name__ == "__main__":
-    sys.exit(run(json.loads(sys.argv[1])))
+def _be(asked: dict[str, Any]) -> None:
+    sys.exit(run(asked))
+
+
+# forked from a process that has loaded all they need, and does nothing else, they begin in a moment
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        __name__,
+        *(f"asyncqueue.brokers.{each}" for each in ("redis", "sqlite", "amqp", "sqs", "pubsub")),
+        *(f"asyncqueue.backends.{each}" for each in ("redis", "sqlite")),
+    ]
+)
