@@ -235,7 +235,7 @@ class Server:
         All are checked before the first one is sent. Raises as ``send_task`` does.
         """
         connected = await self.connected()
-        if self.observers:
+        if self.observers.is_watched:
             sent = await self._observed(connected.publisher, signatures)
         else:
             sent = await connected.publisher.send(list(signatures))

@@ -136,7 +136,7 @@ class Execution:
 
     async def _call(self, delivery: Delivery, registered: Registered, bound: Bound, context: TaskContext) -> Ran:
         signature = context.signature
-        ended = self._observers.running(context) if self._observers else None
+        ended = self._observers.running(context) if self._observers.is_watched else None
         outcome: Outcome | None = None
         error: BaseException | None = None
         detailed = self._events.detailed

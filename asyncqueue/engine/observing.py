@@ -75,23 +75,22 @@ class Send(Generic[N]):
 
 
 class Observers:
-    """The observers of a server; false where there are none."""
+    """The observers of a server. ``is_watched``: there is one; asked for each task, so it is a plain attribute."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
         self._observers: list[Observer] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
+        self.is_watched = False
 
     def add(self, observer: Observer) -> None:
         """Tell this one too, from the next send and run on."""
         self._observers.append(observer)
+        self.is_watched = True
 
     @contextmanager
     def sending(self, work: N, concurrency: int = 0, schedule: str = "") -> Iterator[Send[N]]:
         """Around a send, from its beginning to its end."""
-        if not self._observers:
+        if not self.is_watched:
             yield Send(work)
             return
         watched = self._told("sends", Sending(work, concurrency, schedule))
