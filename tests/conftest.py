@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tests import blocking, forgotten, matrix
+from tests.interop import table as interop
 from tests.services import (
     DynamoServer,
     ElasticServer,
@@ -387,6 +388,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What passed on which driver, and what did not run, and why."""
     matrix.print_table(terminalreporter)
+    interop.print_table(terminalreporter)
     reasons = Counter(
         report.longrepr[2].removeprefix("Skipped: ")
         for report in terminalreporter.stats.get("skipped", [])

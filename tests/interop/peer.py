@@ -187,7 +187,7 @@ def _integer(text: str) -> int:
 
 
 def _as_json(signature: Signature) -> Any:
-    return json.loads(wire.encode_signature(signature))
+    return json.loads(wire.encode_signature(signature), parse_int=lambda text: -0.0 if text == "-0" else int(text))
 
 
 def _signatures(reply: dict[str, Any]) -> list[Signature]:

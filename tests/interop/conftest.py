@@ -1,0 +1,106 @@
+"""Fleets for the tests between Python and Go."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import unavailable
+from tests.interop import table
+from tests.interop.fleet import DIRECTIONS, PY, QUEUES, Fleet, Pair, Stores, fleet_on
+from tests.path.nursery import Nursery, opened_nursery
+from tests.services import Rabbit, RedisServer, ServiceMissing, started
+from tests.services.machinery import MACHINERY
+
+pytest.register_assert_rewrite("tests.interop.rows")
+
+
+@pytest.fixture(scope="session")
+def peers() -> None:
+    """The programs in Go are there."""
+    try:
+        for build in MACHINERY.values():
+            build.require()
+    except ServiceMissing as exc:
+        unavailable(str(exc))
+
+
+@pytest.fixture(scope="session")
+def fleets_redis() -> Iterator[RedisServer]:
+    """A Redis for fleets alone, with a database for each pair: to version 1 of Machinery, locks are in database 0."""
+    server = RedisServer(databases=64)
+    try:
+        with started(server):
+            yield server
+    except ServiceMissing as exc:
+        unavailable(str(exc))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def nursery() -> AsyncIterator[Nursery]:
+    """Starts workers of ours in a moment."""
+    async with opened_nursery("tests.interop.stressed") as nursery:
+        yield nursery
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(
+    request: pytest.FixtureRequest,
+    peers: None,
+    fleets_redis: RedisServer,
+    nursery: Nursery,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Fleet]:
+    """A worker and a client of each language, on the pair that the test names as its parameter."""
+    with ExitStack() as stack:
+        stores = _stores(request, request.param, fleets_redis, stack)
+        async with fleet_on(stores, tmp_path_factory.mktemp("fleet"), nursery) as fleet:
+            yield fleet
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The table says of each behaviour on each pair what became of it."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    match params:
+        case {"fleet": Pair() as pair, "row": row}:
+            table.tell(item, pair.name, row.name, [f"{sender}→{runner}" for sender, runner in DIRECTIONS])
+
+
+def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stack: ExitStack) -> Stores:
+    """Places of a pair that are a fleet's alone. They are the session's own servers, but where somebody runs one."""
+    database = f"redis://127.0.0.1:{redis.port}/{1 + request.param_index % 63}"
+    amqp = stack.enter_context(_vhost(request)) if "rabbitmq" in (pair.broker, pair.backend) else ""
+    brokers, environment = dict.fromkeys(QUEUES, database if pair.broker == "redis" else amqp), None
+    if pair.broker == "pubsub":
+        host, project = request.getfixturevalue("shared_pubsub"), f"fleet-{secrets.token_hex(6)}"
+        brokers = {language: f"gcppubsub://{project}/{queue}" for language, queue in QUEUES.items()}
+        brokers[PY] += f"?emulator={host}"
+        environment = os.environ | {"PUBSUB_EMULATOR_HOST": host}
+    match pair.backend:
+        case "redis":
+            backend = database
+        case "rabbitmq":
+            backend = amqp
+        case "memcached":
+            backend = request.getfixturevalue("shared_memcache")
+        case _:  # Go looks into this database, whatever its URL says
+            parts = urlsplit(request.getfixturevalue("shared_mongo"))
+            backend = urlunsplit(parts._replace(path="/machinery"))
+    return Stores(pair, brokers, backend, f"127.0.0.1:{redis.port}", environment)
+
+
+@contextmanager
+def _vhost(request: pytest.FixtureRequest) -> Iterator[str]:
+    rabbit: Rabbit = request.getfixturevalue("shared_rabbitmq")
+    name = f"fleet-{secrets.token_hex(4)}"
+    rabbit.manage("PUT", f"vhosts/{name}")
+    try:
+        yield f"{rabbit.url}{name}"
+    finally:
+        rabbit.manage("DELETE", f"vhosts/{name}")

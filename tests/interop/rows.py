@@ -1,0 +1,405 @@
+"""What is tried in each direction: a row is a behaviour, and says what is to be seen by whoever sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from asyncqueue import Arg, MemberFailed, Refused, Signature, State, arguments, wire
+from asyncqueue.clock import NANOSECONDS
+from asyncqueue.workflow_results import ChordResult
+from tests.interop.fleet import LANGUAGES, PY, SHARED, V1, V2, Leg, call, now, shown
+from tests.interop.peer import DEADLINE, GoError
+from tests.path.bench import eventually
+
+WHERE = {PY: "python", V1: "go v1", V2: "go v2"}
+"""What the task ``where`` returns."""
+
+Check = Callable[[Leg], Awaitable[None]]
+
+
+class Impossible(Exception):
+    """Why there can be no such cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A behaviour. ``is_core``: it is tried on every pair. ``together``: in all directions at the same time."""
+
+    name: str
+    check: Check
+    is_core: bool = False
+    together: bool = True
+
+
+# — one task —
+
+
+async def send(leg: Leg) -> None:
+    added, where = call("add", 2, 3, to=leg.runner), call("where", to=leg.runner)
+    await leg.send(added, where)
+    assert await leg.results(added, where) == [[("int64", 5)], [("string", WHERE[leg.runner])]]
+    if leg.fleet.pair.backend != "rabbitmq":  # whose entries are gone once Go has read them
+        for client in (leg.fleet.python, leg.fleet.in_go[leg.version]):
+            assert (await client.state(added.uuid)).state is State.SUCCESS
+
+
+TEXT = 'quote " back \\ slash / <tag> & é 漢 🎉 \u2028 \u2029 tab\t nl\n nul\u0000 del\u007f'
+SCALARS = ("bool", "string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in ("", 8, 16, 32, 64)))
+SCALARS = (*SCALARS, "float32", "float64")
+HIGH = (True, TEXT, 2**63 - 1, 2**7 - 1, 2**15 - 1, 2**31 - 1, 2**63 - 1)
+HIGH = (*HIGH, 2**64 - 1, 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1, 3.4028234663852886e38, 1.7976931348623157e308)
+LOW = (False, "", -(2**63), -(2**7), -(2**15), -(2**31), -(2**63), 0, 0, 0, 0, 0, -0.0, -0.0)
+ODD = (True, "null", 1, 2, 3, 4, -5, 6, 7, 8, 9, 2**63, 1e21, 5e-324)
+SLICES = (*(f"[]{name}" for name in SCALARS), "[]byte")
+EDGES = (*([low, high, odd] for low, high, odd in zip(LOW, HIGH, ODD, strict=True)), bytes(range(256)))
+EMPTY = (*([] for _ in SCALARS), b"")
+
+
+async def typed_arguments(leg: Leg) -> None:
+    """Each of the 29 types goes there and comes back, value and name."""
+    cases = [("echo_scalars", SCALARS, values) for values in (HIGH, LOW, ODD)]
+    cases += [("echo_slices", SLICES, values) for values in (EDGES, EMPTY)]
+    asked = []
+    for name, types, values in cases:
+        args = (Arg(type=each, value=arguments.encode(each, one)) for each, one in zip(types, values, strict=True))
+        asked.append(call(name, to=leg.runner).with_changes(args=tuple(args)))
+    nulls = [Arg(type=each, value=None) for each in SLICES]
+    asked.append(call("echo_slices", to=leg.runner).with_changes(args=tuple(nulls)))
+    await leg.send(*asked)
+    found = await leg.results(*asked)
+    for (_, types, values), seen in zip([*cases, ("", SLICES, EMPTY)], found, strict=True):
+        for expected_type, expected, (type_name, value) in zip(types, values, seen, strict=True):
+            assert plain(type_name) == plain(expected_type)
+            wanted = bytes(expected) if plain(expected_type) == "[]uint8" else expected
+            assert shown(value) == shown(arguments.decode(type_name, arguments.encode(type_name, wanted)))
+
+
+def plain(type_name: str) -> str:
+    """Go knows only one of these two names once it has read a value."""
+    return "[]uint8" if type_name == "[]byte" else type_name
+
+
+async def several_results(leg: Leg) -> None:
+    asked = call("pair", 41, "a", to=leg.runner)
+    await leg.send(asked)
+    assert await leg.result(asked) == [("int64", 42), ("string", "a!")]
+
+
+async def no_result(leg: Leg) -> None:
+    asked = call("nothing", to=leg.runner)
+    await leg.send(asked)
+    assert await leg.result(asked) == []
+
+
+async def failure(leg: Leg) -> None:
+    """Its text; and a panic is a failure."""
+    failing, panicking = call("fail", f"oops, {TEXT}", to=leg.runner), call("panics", "oops", to=leg.runner)
+    await leg.send(failing, panicking)
+    assert await leg.failure(failing) == text_of(leg.runner, f"oops, {TEXT}")
+    assert await leg.failure(panicking) == text_of(leg.runner, "oops", "RuntimeError")
+
+
+def text_of(runner: str, text: str, kind: str = "Exception") -> str:
+    """Ours name the kind of an error."""
+    return f"{kind}: {text}" if runner == PY else text
+
+
+async def retry(leg: Leg) -> None:
+    """With Machinery's waits. On pairs that are not tried in full there is one wait, of a second."""
+    waits = [1, 2] if leg.fleet.pair.in_full else [1]
+    sent_at = now()
+    retried = call("retried", to=leg.runner, retry_count=len(waits), headers={"x-tenant": "é"})
+    flaky = call("flaky", 1, to=leg.runner, retry_count=3)
+    failing = call("fail", "oops", to=leg.runner, retry_count=1)
+    await leg.send(retried, flaky, failing)
+    ((_, text),) = await leg.result(retried)
+    last = wire.decode_signature(text.encode())
+    assert (last.uuid, last.retry_count, last.retry_timeout) == (retried.uuid, 0, waits[-1])
+    assert last.eta is not None
+    assert last.eta / NANOSECONDS >= sent_at + sum(waits)
+    assert now() >= last.eta / NANOSECONDS
+    assert (last.headers or {}).get("x-tenant") == "é"
+    assert await leg.result(flaky) == [("int64", 2)]
+    assert await leg.failure(failing) == text_of(leg.runner, "oops")
+
+
+async def retry_later(leg: Leg) -> None:
+    asked = call("later", 2, 200, to=leg.runner, retry_count=0)
+    sent_at = now()
+    await leg.send(asked)
+    assert await leg.result(asked) == [("int64", 3)]
+    assert now() >= sent_at + 0.4
+
+
+async def eta(leg: Leg) -> None:
+    due = now() + 1.0
+    asked = call("record", "due", to=leg.runner, eta=moment(due))
+    await leg.send(asked)
+    assert await leg.result(asked) == [("string", "due")]
+    assert min(leg.fleet.began_at(asked.uuid)) >= due - GRAIN
+
+
+GRAIN = 0.001
+"""Seconds: Go counts a delay on RabbitMQ in whole milliseconds, and leaves out what is over."""
+
+
+async def delayed_by_one_moved_by_the_other(leg: Leg) -> None:
+    """Whoever sent has no worker then."""
+    if leg.fleet.pair.broker != "redis":
+        raise Impossible("the broker itself moves what is due")
+    due = now() + 0.5
+    asked = call("record", "due", to=leg.runner, eta=moment(due))
+    async with leg.fleet.paused(*{*LANGUAGES} - {leg.runner}):
+        await leg.send(asked)
+        assert await leg.result(asked) == [("string", "due")]
+    assert min(leg.fleet.began_at(asked.uuid)) >= due - GRAIN
+
+
+def moment(at: float) -> Any:
+    return Signature(eta=datetime.fromtimestamp(at, UTC)).eta
+
+
+async def headers(leg: Leg) -> None:
+    """Strings, which come back from the task; through a retry too, which is what ``retry`` looks at."""
+    given = {"x-tenant": "a", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "ключ": "é\"'"}
+    callback = call("signature", to=leg.sender, headers=given)
+    asked = call("signature", to=leg.runner, headers=given, on_success=(callback,), immutable=True)
+    await leg.send(asked)
+    for each in (asked, callback):
+        ((_, text),) = await leg.result(each)
+        assert given.items() <= json.loads(text)["Headers"].items()
+
+
+# — what follows a task —
+
+
+async def on_success(leg: Leg) -> None:
+    """Sent by whoever ran the task, to either language."""
+    there, back = (call("add", 10, to=each) for each in (leg.runner, leg.sender))
+    asked = call("add", 1, 2, to=leg.runner, on_success=(there, back))
+    await leg.send(asked)
+    assert await leg.results(asked, there, back) == [[("int64", 3)], [("int64", 13)], [("int64", 13)]]
+
+
+async def on_error(leg: Leg) -> None:
+    """Is given the text, in the language of whoever sent; and only then."""
+    recorder, never = call("record", to=leg.sender), call("record", "never", to=leg.sender)
+    asked = call("fail", "oops, é", to=leg.runner, on_error=(recorder,), on_success=(never,))
+    await leg.send(asked)
+    assert await leg.result(recorder) == [("string", text_of(leg.runner, "oops, é"))]
+    assert await leg.failure(asked) == text_of(leg.runner, "oops, é")
+    assert leg.fleet.began_at(never.uuid) == []
+
+
+async def immutable(leg: Leg) -> None:
+    """What is immutable hands nothing on; a callback that is takes nothing."""
+    there, back = (call("join", "alone", to=each) for each in (leg.runner, leg.sender))
+    asked = call("where", to=leg.runner, on_success=(there, back), immutable=True)
+    members = [call("where", to=each) for each in (leg.runner, leg.sender)]
+    callback = call("join", "alone", to=leg.runner, immutable=True)
+    await leg.send(asked)
+    await leg.send(*members, kind="chord", callback=callback)
+    assert await leg.results(there, back, callback) == [[("string", "alone")]] * 3
+
+
+async def chained(leg: Leg) -> None:
+    """Through all three languages and back to the first."""
+    links = [call("add", 1, to=each) for each in (leg.runner, leg.sender, leg.third, leg.runner)]
+    links[0] = links[0].with_changes(args=(*(links[0].args or ()), Arg(type="int64", value=1)))
+    await leg.send(*links, kind="chain")
+    numbers = await leg.fleet.python.get(*(each.uuid for each in links))
+    assert numbers == [[("int64", number)] for number in (2, 3, 4, 5)]
+    assert await leg.results(*links, kind="chain") == [[("int64", 5)]]
+
+
+async def grouped(leg: Leg) -> None:
+    members = [call("where", to=each) for each in LANGUAGES]
+    await leg.send(*members, kind="group")
+    assert await leg.results(*members) == [[("string", WHERE[each])] for each in LANGUAGES]
+
+
+async def chorded(leg: Leg) -> None:
+    """With members of all languages and a callback of either; with members of one and a callback of another."""
+    await asyncio.gather(
+        *(chord(leg, LANGUAGES, callback) for callback in (leg.runner, leg.sender)),
+        chord(leg, [leg.runner] * 2, leg.sender),
+        chord(leg, [leg.sender] * 2, leg.runner),
+    )
+
+
+async def chord(leg: Leg, members: Sequence[str], callback: str) -> None:
+    asked, after = [call("where", to=each) for each in members], call("join", "from", to=callback)
+    await leg.send(*asked, kind="chord", callback=after)
+    ((type_name, text),) = (await leg.results(*asked, after, kind="chord"))[0]
+    assert type_name == "string"
+    first, *others = text.split(",")
+    keeps_order = leg.fleet.pair.backend in ("redis", "memcache")  # elsewhere Go takes them as they come
+    expected = [WHERE[each] for each in members]
+    assert (first, others if keeps_order else sorted(others)) == ("from", expected if keeps_order else sorted(expected))
+
+
+async def failing_member(leg: Leg) -> None:
+    """Its callback does not run. Where a worker of ours ends last it ends in failure; Go's does nothing about it."""
+    for last in (PY, leg.version):
+        members = [call("fail", "oops", to=leg.runner), call("sleep", 1, to=last)]
+        callback = call("record", to=leg.sender)
+        async with leg.fleet.paused(*{last} - {leg.runner}):
+            await leg.send(*members, kind="chord", callback=callback)
+            assert await leg.failure(members[0]) == text_of(leg.runner, "oops")
+        assert await leg.result(members[1]) == [("int64", 1)]
+        sent = leg.fleet.python.sent.get(callback.uuid)
+        if isinstance(sent, ChordResult):
+            with pytest.raises(MemberFailed, match="oops"):
+                await (sent if last == PY else sent.group).get(DEADLINE)
+        if last == PY:
+            assert members[0].uuid in await leg.failure(callback)
+        assert leg.fleet.began_at(callback.uuid) == []
+
+
+# — queues —
+
+
+async def unknown_on_one_side(leg: Leg) -> None:
+    """A queue that both work on: whoever does not know a task leaves it to the other."""
+    queue = SHARED[leg.sender, leg.runner]
+    asked = [call("py_only" if leg.runner == PY else "go_only", to=queue) for _ in range(5)]
+    if leg.runner == PY:
+        async with leg.fleet.working(leg.version, queue) as worker:
+            async with leg.fleet.paused(PY):
+                await leg.send(*asked)
+                await eventually(lambda: asyncio.to_thread(lambda: "not registered" in worker.said()))
+            found = await leg.results(*asked)
+    else:
+        await leg.send(*asked)
+        if leg.fleet.pair.broker == "redis":
+            await eventually(lambda: _was_given_back(leg, asked))
+        async with leg.fleet.working(leg.version, queue):
+            found = await leg.results(*asked)
+    assert found == [[("string", WHERE[leg.runner])]] * len(asked)
+    assert await leg.fleet.server.dead(queue) == []
+
+
+async def _was_given_back(leg: Leg, asked: Sequence[Signature]) -> bool:
+    waiting = await leg.fleet.server.get_delayed_tasks()
+    return any(each.uuid == asked[0].uuid and "aq-unknown-times" in (each.headers or {}) for each in waiting)
+
+
+async def priorities(leg: Leg) -> None:
+    """The more urgent first, of what waits when the worker comes."""
+    if leg.fleet.pair.broker != "rabbitmq":
+        raise Impossible("the broker has no priorities")
+    queue = f"urgent-{leg.sender}-{leg.runner}"
+    numbers = random.Random(7).sample(range(1, 10), 9)
+    asked = [call("record", str(each), to=queue, priority=each) for each in numbers]
+    for each in asked:
+        await leg.client.send(each)
+    async with leg.fleet.working(leg.runner, queue, concurrency=1):
+        await leg.results(*asked)
+    order = sorted(asked, key=lambda each: leg.fleet.began_at(each.uuid))
+    assert [each.priority for each in order] == sorted(numbers, reverse=True)
+
+
+async def pending(leg: Leg) -> None:
+    """What one has sent and nobody took, the other can look at."""
+    queue = f"waiting-{leg.sender}-{leg.runner}"
+    asked = [call("add", each, 1, to=queue) for each in range(3)]
+    for each in asked:
+        await leg.client.send(each)
+    if leg.runner == PY:
+        try:
+            seen = await leg.fleet.server.get_pending_tasks(queue)
+        except Refused:
+            raise Impossible("RabbitMQ shows messages only to who takes them: ours are not to be looked at") from None
+    else:
+        seen = await leg.fleet.in_go[leg.runner].pending(queue)
+    assert [(each.uuid, each.name, each.args) for each in seen] == [(each.uuid, "add", each.args) for each in asked]
+
+
+async def delayed(leg: Leg) -> None:
+    """What one has delayed, the other can look at."""
+    due = moment((datetime.now(UTC) + timedelta(hours=1)).timestamp())
+    asked = call("add", 1, 1, to=leg.runner, eta=due)
+    await leg.client.send(asked)
+    try:
+        if leg.runner == PY:
+            seen = await leg.fleet.server.get_delayed_tasks()
+        else:
+            seen = await leg.fleet.in_go[leg.runner].delayed()
+    except Refused:
+        raise Impossible("RabbitMQ does not show what is delayed") from None
+    except GoError as exc:
+        if "Not implemented" not in str(exc):
+            raise
+        raise Impossible("RabbitMQ does not show what is delayed") from None
+    assert [(each.uuid, each.eta) for each in seen if each.uuid == asked.uuid] == [(asked.uuid, due)]
+
+
+async def periodic(leg: Leg) -> None:
+    """Two schedulers on one lock: the sender's begins, then there are both, then the other's goes on alone. Each
+    occurrence is sent once."""
+    queue = f"tick-{leg.sender}-{leg.runner}"
+    task = Signature(name="where", routing_key=queue)
+
+    async def sent() -> list[str]:
+        waiting = await leg.fleet.in_go[leg.version].pending(queue)  # ours shows nothing on RabbitMQ
+        return [each.uuid for each in waiting if each.routing_key == queue]
+
+    async def until_sent(more: int) -> None:
+        wanted = len(await sent()) + more
+        async with asyncio.timeout(60):
+            while len(await sent()) < wanted:
+                await asyncio.sleep(0.3)
+
+    ours = leg.fleet.scheduling(leg.version, SPEC, queue, task)
+    theirs = leg.fleet.scheduling_in_go(leg.version, SPEC, queue, task)
+    first, second = (ours, theirs) if leg.sender == PY else (theirs, ours)
+    async with AsyncExitStack() as alone:
+        await alone.enter_async_context(first)
+        await until_sent(1)
+        async with second:
+            await until_sent(3)
+            await alone.aclose()
+            await until_sent(1)
+    ids = await sent()
+    states = [await leg.fleet.python.state(each) for each in ids]
+    seconds = sorted(each.created_at // NANOSECONDS for each in states)
+    assert len(ids) == len(set(ids))
+    assert len(seconds) <= seconds[-1] - seconds[0] + 1, f"more were sent than came due: {seconds}"
+
+
+SPEC = "@every 1s"
+
+
+ROWS = (
+    Row("send", send, is_core=True),
+    Row("typed arguments", typed_arguments, is_core=True),
+    Row("several results", several_results),
+    Row("no result", no_result),
+    Row("failure, panic", failure, is_core=True),
+    Row("retry, Fibonacci waits", retry, is_core=True),
+    Row("retry later", retry_later),
+    Row("ETA", eta),
+    Row("delayed here, moved there", delayed_by_one_moved_by_the_other, together=False),
+    Row("OnSuccess", on_success),
+    Row("OnError", on_error),
+    Row("chain", chained, is_core=True),
+    Row("group", grouped),
+    Row("chord", chorded, is_core=True),
+    Row("chord, a member fails", failing_member, together=False),
+    Row("Immutable", immutable),
+    Row("unknown on one side", unknown_on_one_side),
+    Row("priorities", priorities),
+    Row("headers", headers),
+    Row("pending inspection", pending),
+    Row("delayed inspection", delayed),
+    Row("periodic, one lock", periodic),
+)
