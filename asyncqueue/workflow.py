@@ -56,7 +56,11 @@ NONE = "aq.none"
 DEADLINE = "aq.deadline"
 """Fails the group that is its first argument, and whose callback it carries, if that is not complete when it runs."""
 
-BUILT_IN = frozenset({PASS, NONE, DEADLINE})
+OVER = "aq.over"
+"""Sends what follows its group, whose callback it carries: all members have ended, or one failed, as its argument
+says."""
+
+BUILT_IN = frozenset({PASS, NONE, DEADLINE, OVER})
 """The tasks that every Python worker knows, and no Go worker is given."""
 
 COMPANION_SUFFIX = ".aq"

@@ -26,6 +26,7 @@ from asyncqueue.engine.outcome import (
     NotMine,
     NotYet,
     Outcome,
+    Over,
     Overdue,
     Replaced,
     Retry,
@@ -200,6 +201,8 @@ class Execution:
                 group_id = str(signature.args[0].value)
                 error = f"group {group_id} was not complete within {header(signature, workflow.COUNTDOWN_HEADER)} s"
                 return signature, Overdue(group_id, signature.chord_callback, error)
+            case workflow.OVER if signature.group_uuid and signature.chord_callback is not None:
+                return signature, Over(str(signature.args[0].value) if signature.args else "")
             case _:
                 return signature, Succeeded(())
 

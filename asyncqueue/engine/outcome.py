@@ -17,6 +17,7 @@ from asyncqueue.engine.messages import (
     later,
     message,
 )
+from asyncqueue.engine.over import after_over
 from asyncqueue.engine.registry import TaskOptions
 from asyncqueue.errors import RetryTaskLater
 from asyncqueue.models import made
@@ -108,6 +109,13 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class Over:
+    """All members of the task's group have ended; or it has failed, with this error."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """This worker gave up the run, and wants it run elsewhere or later."""
 
@@ -117,7 +125,7 @@ class Lost:
     """The lease ended while the task ran: whatever came out is no longer ours to say."""
 
 
-OfTask = Succeeded | Failed | Retry | Replaced | Overdue | NotMine | Exhausted | Superseded
+OfTask = Succeeded | Failed | Retry | Replaced | Overdue | Over | NotMine | Exhausted | Superseded
 Outcome = OfTask | NotYet | Unreadable | Cancelled | Lost
 
 
@@ -216,6 +224,9 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
         case Overdue(group_id, callback, error):
             state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
             return Settled(delivery, Ack(), state, end=group_failed(group_id, callback, error, rules, now_ns))
+        case Over(error):
+            base = Settled(delivery, Ack(), alive=family(signature))
+            return after_over(base, signature, error, rules, now_ns)
         case Superseded(recorded, delay):
             if recorded > attempt + 1:
                 return Settled(delivery, Ack())

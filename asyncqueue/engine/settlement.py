@@ -23,14 +23,19 @@ from asyncqueue.brokers.base import (
 from asyncqueue.clock import Clock
 from asyncqueue.engine.following import group_completed, group_failed
 from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.over import over, over_again
 from asyncqueue.signature import Plan, Signature
 from asyncqueue.state import GroupMeta, State, TaskState
-from asyncqueue.wire import decode_signature
+from asyncqueue.wire import decode_signature, readable_task_id
+from asyncqueue.workflow import OVER, is_companion
 
 T = TypeVar("T")
 
 CLAIM_TTL = 30.0
 """How long (seconds) the owner of a group's end has for sending before another may."""
+
+UNDONE_PAUSE = 0.5
+"""How long (seconds) to wait for a member that is run anew."""
 
 BUSY_PAUSE = 0.003
 """How long (seconds) to wait for another program that is about to trigger a group."""
@@ -160,7 +165,8 @@ class OrderedSettlement:
 
     async def _ended(self, backend: Backend, item: Settled, end: GroupEnd) -> bool:
         """End a group if that is ours to do; False: ask again."""
-        owner = item.state.task_uuid if item.state is not None else str(item.delivery.receipt)
+        # the same at each showing of the message, so that whoever is shown it next goes on with the claim
+        owner = readable_task_id(item.delivery.body) or str(item.delivery.receipt)
         claim = await backend.claim_group(end.group_id, owner, CLAIM_TTL)
         if claim is GroupClaim.MINE:
             await backend.put((*end.ended, *end.pending))
@@ -236,7 +242,10 @@ class AtomicSettlement:
 
 
 class WholeSettlement:
-    """Brings every item to its end: one that closes its group is settled again, with what follows the group."""
+    """Brings every item to its end: one that closes its group is settled again, with what follows the group.
+
+    Where a worker in Go may be shown the message next, that is left to an ``aq.over``: see ``engine/over.py``.
+    """
 
     def __init__(self, inner: Settlement, backend: Backend | None, *, rules: Callable[[], Rules], clock: Clock) -> None:
         self._inner = inner
@@ -247,7 +256,7 @@ class WholeSettlement:
     async def settle(self, batch: Sequence[Settled]) -> None:
         """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
         asked for again."""
-        unsettled = await self._inner.settle(batch)
+        unsettled = await self._inner.settle([self._left_over(item) for item in batch])
         while unsettled:
             if any(each.progress is Progress.BUSY for each in unsettled):
                 await asyncio.sleep(BUSY_PAUSE)
@@ -258,12 +267,34 @@ class WholeSettlement:
         if unsettled.progress is Progress.BUSY or item.member is None or self._backend is None:
             return item
         # who closes a group is one of many, so reading its message again costs the others nothing
-        callback = decode_signature(item.delivery.body, self._rules().limits).chord_callback
-        assert callback is not None, "it has a member"
-        return replace(item, member=None, end=await self._end_of(self._backend, item.member.group_id, callback))
+        signature = decode_signature(item.delivery.body, self._rules().limits)
+        if self._is_left_to_companion(item):
+            return self._with_over(replace(item, member=None), signature, "")
+        end = await self._end_of(self._backend, item.member.group_id, signature)
+        if end is None:
+            again = over_again(signature, UNDONE_PAUSE, self._clock.now_ns())
+            return replace(item, member=None, publish=(again,))
+        return replace(item, member=None, end=end)
 
-    async def _end_of(self, backend: Backend, group_id: str, callback: Signature) -> GroupEnd:
-        rules = self._rules()
+    def _left_over(self, item: Settled) -> Settled:
+        """An item that a failure ends the group of, with word of it to a worker of ours where that is to end it."""
+        if item.end is None or not self._is_left_to_companion(item):
+            return item
+        signature = decode_signature(item.delivery.body, self._rules().limits)
+        failed = item.end.ended[0]  # the callback
+        return self._with_over(replace(item, end=None), signature, failed.error)
+
+    def _is_left_to_companion(self, item: Settled) -> bool:
+        return self._rules().go_compat and not self._inner.is_atomic and not is_companion(item.delivery.queue)
+
+    def _with_over(self, item: Settled, signature: Signature, error: str) -> Settled:
+        word = over(signature, item.delivery.queue, error, self._clock.now_ns())
+        return replace(item, publish=(*item.publish, word))
+
+    async def _end_of(self, backend: Backend, group_id: str, signature: Signature) -> GroupEnd | None:
+        """What follows a group; None where one of its members is run anew, and another end of it is to come."""
+        rules, callback = self._rules(), signature.chord_callback
+        assert callback is not None, "it has a member"
         (group,) = await backend.get_groups([group_id])
         if group is None:
             error = f"group state lost: the entry of group {group_id} has expired or was dropped"
@@ -271,6 +302,8 @@ class WholeSettlement:
         states: list[TaskState | None] = []
         for some in parts(group.task_uuids or (), MEMBERS_AT_ONCE):
             states += await backend.get(some)
+        if signature.name == OVER and any(state is not None and not state.is_completed for state in states):
+            return None  # a worker in Go was shown the message of one who died before the ack
         return group_completed(group, callback, states, rules, self._clock.now_ns())
 
 
