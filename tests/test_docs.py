@@ -4,7 +4,7 @@ In every page, in order, in one empty folder per page:
 
 - a `python` block is run; one whose first line is a comment with a file name (`# app.py`) is saved under that name
   instead, for the blocks after it, and so is a `yaml` block;
-- the `python part NAME` blocks of a page are pieces of one program for each NAME, run at the page's end; they may `await`;
+- the `python part NAME` blocks of a page are pieces of one program for each NAME, run last; they may `await`;
 - a `python no-run` block is compiled only: a fragment that needs something a test cannot have;
 - a `yaml` block configures a server, and so does an `env` block: those of a page say the same, one by one, and on the
   page of a broker they lead to the broker that its Python imports;
