@@ -1,4 +1,4 @@
-"""A process that keeps a schedule and logs what it sends: run as ``python -m tests.path.schedulers``.
+"""A process that keeps a schedule and logs what it sends.
 
 It does not consume. Where told to, it stops for a moment between claim and send, to be killed there.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 
 from asyncqueue import Server
@@ -63,14 +62,14 @@ class LoggingRota(Rota):
         return is_sent
 
 
-async def main(url: str, ledger: str, pause: str) -> None:
-    made = server(url)
+def run(url: str, ledger: Path, pause: float) -> None:
+    """Be that process."""
+    asyncio.run(_keep(server(url), Ledger(ledger), pause))
+
+
+async def _keep(made: Server, ledger: Ledger, pause: float) -> None:
     async with made:
         rota = LoggingRota(made.schedules()[0], await made._office(f"owner-{os.getpid()}"))
-        rota.ledger, rota.pause = Ledger(Path(ledger)), float(pause)
+        rota.ledger, rota.pause = ledger, pause
         rota.ledger.write("started", 0)
         await rota.run(asyncio.Event())
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

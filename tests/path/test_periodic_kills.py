@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.path import schedulers
 from tests.path.bench import eventually
+from tests.path.forks import Fork
 from tests.path.schedulers import Ledger, server
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 100.0
 
 
@@ -25,16 +23,11 @@ class Crew:
     def __init__(self, url: str, ledger: Ledger) -> None:
         self.url = url
         self.ledger = ledger
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Fork] = []
 
-    def start(self, pause: float = 0.0) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "tests.path.schedulers", self.url, str(self.ledger.path), str(pause)]
-        self.processes.append(subprocess.Popen(words, cwd=ROOT))
+    def start(self, pause: float = 0.0) -> Fork:
+        self.processes.append(Fork.start(schedulers.run, self.url, self.ledger.path, pause))
         return self.processes[-1]
-
-    def kill(self, process: subprocess.Popen[bytes]) -> None:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
     async def started(self) -> None:
         """Wait until each of them keeps the schedule."""
@@ -61,7 +54,6 @@ def crew(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
     yield crew
     for each in crew.processes:
         each.kill()
-        each.wait()
 
 
 async def occurrences(crew: Crew) -> list[int]:
@@ -86,7 +78,7 @@ async def test_an_occurrence_whose_owner_was_killed_is_sent_by_another(crew: Cre
     await crew.started()
     slow = crew.start(pause=600.0)
     await until(lambda: bool(crew.due("claimed", slow.pid)))
-    crew.kill(slow)
+    slow.kill()
     (left,) = crew.due("claimed", slow.pid)
     assert crew.due("sending", slow.pid) == []
     await until(lambda: left in crew.due("sent") and max(crew.due("sent")) > left)
@@ -117,7 +109,7 @@ async def five_schedulers_are_killed(crew: Crew, seconds: int) -> None:
     for number in range(5, seconds + 1, 5):
         await until(partial(crew.has_come_to, "claimed", first + number))
         last_pid = [pid for what, pid, _ in crew.ledger.lines() if what == "claimed"][-1]
-        crew.kill(next(each for each in crew.processes if each.pid == last_pid))
+        next(each for each in crew.processes if each.pid == last_pid).kill()
         crew.start(pause=0.3)
     await until(partial(crew.has_come_to, "sent", first + seconds + 1))
     last = await nothing_is_owed(crew)
@@ -140,5 +132,5 @@ async def nothing_is_owed(crew: Crew) -> int:
 
         await eventually(rests, patience=PATIENCE)
     for each in crew.processes:
-        crew.kill(each)
+        each.kill()
     return last

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,8 @@ from asyncqueue.builders import chord
 from asyncqueue.config import Settings
 from asyncqueue.engine.context import TaskContext
 from tests.path.bench import Stores
+from tests.path.forks import Fork
 from tests.path.ledger import Ledger
-
-DEADLINE = 60.0
 
 
 def server_with_tasks(server: Server, ledger: Ledger) -> Server:
@@ -102,40 +96,6 @@ def server_with_tasks(server: Server, ledger: Ledger) -> Server:
     return server
 
 
-@dataclass
-class WorkerProcess:
-    """One worker process."""
-
-    process: ForkServerProcess
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code: minus the signal that ended it; None while it runs."""
-        return self.process.exitcode
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.code is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """``kill -9``, and wait for it."""
-        self.signal(signal.SIGKILL)
-        self.process.join(DEADLINE)
-
-    async def ended(self) -> int:
-        """Its exit code, waited for."""
-        async with asyncio.timeout(DEADLINE):
-            while (code := self.code) is None:  # nobody may ask beside us, from another thread
-                await asyncio.sleep(0.02)
-        return code
-
-
 class Crew:
     """Starts workers on one pair of stores; none is left at the end of the test. ``sections`` are settings of all."""
 
@@ -143,11 +103,11 @@ class Crew:
         self.stores = stores
         self.ledger = ledger
         self.sections = sections
-        self._processes: list[WorkerProcess] = []
+        self._processes: list[Fork] = []
 
     def start(
         self, *, crash_at: int = 0, lease: float | None = None, worker: dict[str, Any] | None = None, **options: Any
-    ) -> WorkerProcess:
+    ) -> Fork:
         """One more worker. ``crash_at`` makes it die before its n-th call of a store; ``options`` are those of
         ``Worker``, ``worker`` is that section of the settings."""
         asked = {
@@ -158,13 +118,11 @@ class Crew:
             "settings": self.sections | {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
             "worker": options,
         }
-        process = _FORKS.Process(target=_be, args=(asked,), daemon=True)
-        process.start()
-        self._processes.append(WorkerProcess(process))
+        self._processes.append(Fork.start(run, asked))
         return self._processes[-1]
 
     @property
-    def running(self) -> list[WorkerProcess]:
+    def running(self) -> list[Fork]:
         """Those that have not ended."""
         return [each for each in self._processes if each.code is None]
 
@@ -261,18 +219,3 @@ def run(asked: dict[str, Any]) -> int:
             return await Worker(server, **asked["worker"]).run()
 
     return asyncio.run(work())
-
-
-def _be(asked: dict[str, Any]) -> None:
-    sys.exit(run(asked))
-
-
-# forked from a process that has loaded all they need, and does nothing else, they begin in a moment
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        __name__,
-        *(f"asyncqueue.brokers.{each}" for each in ("redis", "sqlite", "amqp", "sqs", "pubsub")),
-        *(f"asyncqueue.backends.{each}" for each in ("redis", "sqlite")),
-    ]
-)
