@@ -8,7 +8,7 @@ gets too big inside of a message becomes a plan, which the task before it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,19 +17,23 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from asyncqueue import names, wire
 from asyncqueue.errors import ArgumentError, MessageTooLarge
+from asyncqueue.go_compat import OFF, GoCompat
 from asyncqueue.models import made
-from asyncqueue.signature import Arg, Call, Plan, Signature, header, with_headers
+from asyncqueue.signature import Arg, Call, Plan, Signature, header, nested, with_headers
 from asyncqueue.wire import DEFAULT_LIMITS, Limits
 from asyncqueue.workflow import (
+    AHEAD_HEADER,
     ATTEMPT_HEADER,
     CHECK_HEADER,
     COUNTDOWN_HEADER,
     DEADLINE,
     ENTERS_HEADER,
+    FIRST_LOOK,
     NONE,
     ON_FAILURE_HEADER,
     PASS,
     PLAN_HEADER,
+    WATCH,
     WORKFLOW_HEADER,
     Compiled,
     Join,
@@ -40,7 +44,6 @@ from asyncqueue.workflow import (
     Series,
     Workflow,
     attempt_of,
-    companion,
     group_id_of,
     tasks_in,
 )
@@ -63,16 +66,18 @@ def compiled(
     default_queue: str,
     limits: Limits = DEFAULT_LIMITS,
     new_id: NewId | None = None,
-    go_compat: bool = False,
+    go: GoCompat = OFF,
     max_tasks: int = MAX_TASKS,
 ) -> Compiled:
     """The workflow as it is sent. UUIDs that signatures have are kept, all others come from ``new_id`` (by default they
-    are random), and a queue that is not said is ``default_queue``.
+    are random), and a queue that is not said is ``default_queue``. ``go`` is where Go's workers are.
 
-    Raises ``ArgumentError`` for what cannot be a workflow, or is none that Go could be part of where ``go_compat`` says
-    so, and ``MessageTooLarge`` for a task that no message holds.
+    Raises ``ArgumentError`` for what cannot be a workflow, or is none that Go could be part of where a task of it is on
+    a queue of Go's workers, and ``MessageTooLarge`` for a task that no message holds.
     """
-    compiler = _Compiler(default_queue, limits, new_id or _random_id, go_compat, max_tasks)
+    compiler = _Compiler(
+        default_queue, limits, new_id or _random_id, go, _is_shared([node], go, default_queue), max_tasks
+    )
     compiler.name_whole(node)
     return compiler.finished(*compiler.node(node, "", _After()))
 
@@ -84,14 +89,15 @@ def continued(
     default_queue: str,
     limits: Limits = DEFAULT_LIMITS,
     attempt: int | None = None,
-    go_compat: bool = False,
+    go: GoCompat = OFF,
 ) -> Compiled:
     """The workflow as which a running task goes on: its last task takes over the UUID of the original and all that
     waits for it. ``attempt`` is the number of the run which goes on so, by default as its message says; a run that is
     repeated goes on as the same tasks. Raises as ``compiled`` does."""
     attempt = attempt_of(original) if attempt is None else attempt
     ids = ids_from(f"{original.uuid}/{attempt}")
-    compiler = _Compiler(default_queue, limits, ids, go_compat, MAX_TASKS, _wholes_of(original))
+    is_shared = _is_shared([node, *nested(original)], go, default_queue)
+    compiler = _Compiler(default_queue, limits, ids, go, is_shared, MAX_TASKS, _wholes_of(original))
     compiler.name_whole(node)
     successors = [_Entry(each, not original.immutable) for each in original.on_success or ()]
     plan_id = header(original, PLAN_HEADER)
@@ -113,7 +119,7 @@ def added(
     """More members of the group that ``original`` is a member of; ``first`` is the number of the first one among all
     that ``original`` adds. The same number gets the same UUIDs. Raises as ``compiled`` does."""
     compiler = _Compiler(
-        default_queue, limits, ids_from(f"{original.uuid}/added"), False, MAX_TASKS, _wholes_of(original)
+        default_queue, limits, ids_from(f"{original.uuid}/added"), OFF, False, MAX_TASKS, _wholes_of(original)
     )
     after = _After(membership=_membership_of(original))
     parts = [compiler.node(node, str(number), after) for number, node in enumerate(nodes, first)]
@@ -186,7 +192,8 @@ class _Compiler:
     default_queue: str
     limits: Limits
     new_id: NewId
-    go_compat: bool
+    go: GoCompat
+    is_shared: bool  # Go's workers may be part of it
     max_tasks: int
     wholes: tuple[str, ...] = ()  # the plans that name all tasks of the workflows that these are part of
     plans: dict[str, Plan] = field(default_factory=dict)
@@ -296,10 +303,10 @@ class _Compiler:
     ) -> _Part:
         callback = self._callback(follows, path)
         if on_failure != "fail":
-            if self.go_compat:
+            if self.is_shared:
                 raise ArgumentError(
                     f"the group before task {callback.name}: on_failure={on_failure!r} is known to Python workers "
-                    "only, and go_compat is on"
+                    "only, and tasks of this workflow are on queues of Go's workers too (go_compat); expected 'fail'"
                 )
             callback = with_headers(callback, {ON_FAILURE_HEADER: on_failure})
         group_id = group_id_of(callback.uuid, attempt_of(callback))
@@ -312,14 +319,32 @@ class _Compiler:
         entries, outline = self._members(group, path, membership, is_first)
         if on_failure != "fail" and not is_first:
             entries = tuple(_entering(each, group_id) for each in entries)
-        if group_timeout is None:
-            return entries, outline
-        deadline = self.built_in(DEADLINE, _step(path, "deadline"), _queue_of(group, self.default_queue)).with_changes(
-            args=(Arg(type="string", value=group_id),),
-            headers={COUNTDOWN_HEADER: repr(float(group_timeout))},
-            chord_callback=callback,
-        )
-        return (_Entry(deadline, None), *entries), outline
+        beside: list[_Entry] = []
+        if group_timeout is not None:
+            beside.append(self._beside(DEADLINE, path, group, membership, float(group_timeout)))
+        if self.is_shared:
+            leading = _leading_to(group_id, [entry.signature for entry in entries])
+            of_go = [each for each in leading if self.go.shares(each.routing_key)]
+            ahead = [each.uuid for each in of_go if each.group_uuid != group_id]
+            if of_go:
+                beside.append(self._beside(WATCH, path, group, membership, FIRST_LOOK, ahead))
+        return (*beside, *entries), outline
+
+    def _beside(
+        self,
+        name: str,
+        path: str,
+        group: Parallel,
+        membership: _Membership,
+        seconds: float,
+        ahead: Sequence[str] = (),
+    ) -> _Entry:
+        """A built-in task that ends a group from outside, after so many seconds."""
+        place = name.removeprefix(names.BUILT_IN_PREFIX)
+        task = self.built_in(name, _step(path, place), _queue_of(group, self.default_queue))
+        headers = {COUNTDOWN_HEADER: repr(seconds), **({AHEAD_HEADER: " ".join(ahead)} if ahead else {})}
+        args = (Arg(type="string", value=membership.group_id),)
+        return _Entry(task.with_changes(args=args, headers=headers, chord_callback=membership.callback), None)
 
     def _members(self, group: Parallel, path: str, membership: _Membership, is_first: bool) -> _Part:
         after = _After(membership=membership)
@@ -358,7 +383,7 @@ class _Compiler:
     # — tasks —
 
     def built_in(self, name: str, path: str, queue: str, *, uuid: str = "") -> Signature:
-        queue = companion(queue)
+        queue = self.go.companion(queue, self.default_queue)
         problem = names.queue_problem(queue)
         if problem is not None:
             raise ArgumentError(f"{name} needs a queue beside that of its neighbours: {problem}")
@@ -480,7 +505,7 @@ class _Compiler:
 
     def _fits(self, successors: Sequence[Signature]) -> bool:
         """Whether these may follow a step inside of its message. Where Go is to run it, they have to."""
-        if self.go_compat:
+        if self.is_shared:
             return True
         sizes = [self._size(each) for each in successors]
         return (
@@ -511,7 +536,7 @@ class _Compiler:
 
     def _check_size(self, signature: Signature) -> None:
         size, limits = self._size(signature), self.limits
-        hint = "; as a plan it could be sent, which go_compat forbids" if self.go_compat else ""
+        hint = "; as a plan it could be sent, which go_compat forbids" if self.is_shared else ""
         if size.bytes > limits.max_bytes:
             raise MessageTooLarge(
                 f"task {signature.name} for queue {signature.routing_key!r}: with what follows it, its message is "
@@ -555,6 +580,56 @@ def _is_sealed(signature: Signature) -> bool:
     own = signature.on_success or ()
     implied = own and all(isinstance(each, Call) and each.takes_nothing for each in own)
     return signature.immutable and not implied
+
+
+def _is_shared(nodes: Iterable[Node], go: GoCompat, default_queue: str) -> bool:
+    """Whether Go's workers may run a task in there."""
+    return go.is_on and any(go.shares(each.routing_key or default_queue) for each in _signatures_in(nodes))
+
+
+def _signatures_in(nodes: Iterable[Node]) -> Iterator[Signature]:
+    """All that nodes are made of, at any depth, each object once."""
+    waiting, seen = [*nodes], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        match node:
+            case Signature():
+                yield node
+                waiting.extend(nested(node))
+            case Series(links):
+                waiting.extend(links)
+            case Parallel(members):
+                waiting.extend(members)
+            case Join(group, callback):
+                waiting += (group, callback)
+
+
+def _leading_to(group_id: str, entries: Iterable[Signature]) -> list[Signature]:
+    """The members of a group, and the tasks without whose success one of them never runs."""
+    tasks: dict[str, Signature] = {}
+    before: dict[str, list[str]] = {}
+    waiting = [*entries]
+    while waiting:
+        each = waiting.pop()
+        if each.uuid in tasks:
+            continue
+        tasks[each.uuid] = each
+        after = [*(each.on_success or ())]
+        if each.group_uuid and each.group_uuid != group_id and each.chord_callback is not None:
+            after.append(each.chord_callback)
+        for one in after:
+            before.setdefault(one.uuid, []).append(each.uuid)
+        waiting += after
+    leading = {uuid for uuid, each in tasks.items() if each.group_uuid == group_id}
+    waiting_ids = [*leading]
+    while waiting_ids:
+        new = {one for one in before.get(waiting_ids.pop(), ()) if one not in leading}
+        leading |= new
+        waiting_ids += new
+    return [each for uuid, each in tasks.items() if uuid in leading]
 
 
 def _taking_nothing(entry: _Entry) -> _Entry:

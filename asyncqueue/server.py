@@ -304,7 +304,7 @@ class Server:
         owner_of(workflow)  # a workflow of tasks of several servers is a mistake
         settings, limits = self.settings, self.rules().limits
         work = compiled(
-            workflow, default_queue=settings.default_queue, limits=limits, new_id=new_id, go_compat=settings.go_compat
+            workflow, default_queue=settings.default_queue, limits=limits, new_id=new_id, go=self.rules().go
         )
         if not self._stores.keeps_results and work.needs_backend:
             raise NoBackend(f"{work.needs_backend}, and this server has none")
@@ -447,6 +447,9 @@ class Server:
             registered = self.registry.find(each.name)
             if registered is not None:
                 registered.bind(each)
+            problem = self.registry.problem_for_go(each, self.rules().go, self.settings.default_queue)
+            if problem is not None:
+                raise ArgumentError(f"schedule {task.name!r}: {problem}")
 
     async def _office(self, owner: str) -> Office:
         lock, connected = await self.turn_lock(), await self.connected()
@@ -627,6 +630,7 @@ class Server:
             address=broker.address,
             max_batch=broker.capabilities.max_batch,
             hooks=self._publish_hooks,
+            events=self.events,
         )
         return Connected(broker, backend, settlement, publisher, eager)
 

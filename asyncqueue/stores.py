@@ -18,6 +18,7 @@ from asyncqueue.engine.eager import EagerRunner
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.settlement import Settlement
+from asyncqueue.go_compat import GoCompat
 from asyncqueue.locks.base import Lock
 from asyncqueue.migrating import Migrating, Migration
 from asyncqueue.redact import redact_url, without_credentials
@@ -225,7 +226,7 @@ class Stores:
     async def apply(self, settings: Settings, changed: frozenset[str]) -> None:
         """Take up of these settings what can be taken up while the stores are open; the rest stays as it is."""
         self.settings = settings = taken_up(self.settings, settings)
-        self._rules = _rules_of(settings)
+        self._rules = _rules_of(settings, self._broker_url)
         for home in list(self._homes.values()):
             if home.connected is not None:
                 _retune(home.connected, settings)
@@ -236,12 +237,12 @@ class Stores:
     def _choose(self, choice: Choice) -> None:
         """Take these, and the settings, for what the server is. Raises ``ConfigError`` for a URL that cannot work."""
         self._choice = choice
-        self._rules = _rules_of(self.settings)
         self._own_broker = _driver(choice.broker)
         self._own_backend = _driver(choice.backend)
         self._own_lock = _driver(choice.lock)
         self._broker_url, self._backend_url, self._lock_url = self._urls(choice)
         urls.check(self._broker_url, self._backend_url, self._lock_url)
+        self._rules = _rules_of(self.settings, self._broker_url)
 
     def _urls(self, choice: Choice) -> tuple[str, str, str]:
         """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
@@ -294,9 +295,10 @@ def _driver(said: str | T | None) -> T | None:
     return None if isinstance(said, str) else said
 
 
-def _rules_of(settings: Settings) -> Rules:
+def _rules_of(settings: Settings, broker_url: str) -> Rules:
     limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
-    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits, settings.go_compat)
+    go = GoCompat(settings.go_compat, frozenset(settings.go_queues), keeps_failed=urls.is_sqs(broker_url))
+    return Rules(settings.default_queue, settings.worker.unknown_task_after, limits, go)
 
 
 def _retune(connected: Connected, settings: Settings) -> None:

@@ -165,6 +165,11 @@ def lock_beside(broker: str, backend: str) -> str:
     return backend if beside is not None and beside.lock is not None else ""
 
 
+def is_sqs(broker: str) -> bool:
+    """Whether the broker's URL leads to SQS."""
+    return _find("broker", broker) is _SQS
+
+
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
     """Broker and backend of an eager server: a memory store of its own."""
     store = importlib.import_module("asyncqueue.connections.memory").MemoryStore()

@@ -36,10 +36,16 @@ WORKFLOW_HEADER = "aq-workflow"
 signatures; whatever a worker does for one of its tasks keeps the entries of all of them."""
 
 COUNTDOWN_HEADER = "aq-countdown"
-"""On ``aq.deadline``: the time of its group in seconds, from when it is sent."""
+"""On ``aq.deadline`` and ``aq.watch``: seconds from when it is sent until it runs."""
 
 FAILED_HEADER = "aq-failed"
 """On a task in a companion queue: it is not to be run, but to be settled as failed with this error."""
+
+AHEAD_HEADER = "aq-ahead"
+"""On ``aq.watch``: the tasks, with spaces between, that Go's workers may run before members of its group."""
+
+SEEN_HEADER = "aq-seen"
+"""On ``aq.watch``: when it looked last, its group had ended, and somebody may have been about to send what follows."""
 
 ATTEMPT_HEADER = "aq-attempt"
 """The number of the run that this message asks for, from 2; without it, 1."""
@@ -60,7 +66,14 @@ OVER = "aq.over"
 """Sends what follows its group, whose callback it carries: all members have ended, or one failed, as its argument
 says."""
 
-BUILT_IN = frozenset({PASS, NONE, DEADLINE, OVER})
+WATCH = "aq.watch"
+"""Ends the group that is its first argument, and whose callback it carries, once it has ended where no worker of ours
+saw it."""
+
+FIRST_LOOK = 2.0
+"""How long (seconds) after a group is sent it is looked at first; then again after twice as long, and so on."""
+
+BUILT_IN = frozenset({PASS, NONE, DEADLINE, OVER, WATCH})
 """The tasks that every Python worker knows, and no Go worker is given."""
 
 COMPANION_SUFFIX = ".aq"

@@ -534,6 +534,11 @@ class Settings(Section):
         Field(description="Whether Go workers share our queues: what they could not run is refused when sent."),
         Key("never"),
     ] = False
+    go_queues: Annotated[
+        Queues,
+        Field(description="With go_compat, the queues that Go workers are on; empty: they may be on any."),
+        Key("never"),
+    ] = ()
     amqp: AMQPSettings = AMQPSettings()
     sqs: SQSSettings = SQSSettings()
     redis: RedisSettings = RedisSettings()

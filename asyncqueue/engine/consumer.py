@@ -69,7 +69,10 @@ class Consumer:
     ) -> None:
         self._broker = broker
         self._queues = tuple(queues)
-        self._companions = tuple(each for each in map(companion, queues) if each not in queues)
+        # those of Go's queues are that of the default queue: all workers of ours serve it
+        beside_go = (rules().default_queue,) if rules().go_compat else ()
+        companions = dict.fromkeys(map(companion, (*queues, *beside_go)))
+        self._companions = tuple(each for each in companions if each not in queues)
         self._slots = slots
         self._companion_slots = Slots(COMPANION_SLOTS)
         self._clock = clock

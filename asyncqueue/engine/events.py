@@ -297,6 +297,20 @@ class TaskStuck(Event):
         return f"task {self.task_name} is stuck in its thread and keeps its slot"
 
 
+@dataclass(frozen=True, slots=True)
+class RiskForGo(Event):
+    """A task was sent to a queue of Go's workers, who can run it and may do harm to it."""
+
+    task_name: str
+    risk: str
+
+    def level(self) -> int:
+        return logging.WARNING
+
+    def text(self) -> str:
+        return self.risk
+
+
 Listener = Callable[[Event], None]
 
 

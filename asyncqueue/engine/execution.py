@@ -38,10 +38,21 @@ from asyncqueue.engine.outcome import (
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
 from asyncqueue.engine.showings import Showings
+from asyncqueue.engine.watching import looked_after
 from asyncqueue.errors import ArgumentError, BadMessage, MessageTooLarge, NoBackend
+from asyncqueue.go_compat import problem_with_results
 from asyncqueue.signature import Plan, Signature, header
 from asyncqueue.state import TaskResult, TaskState
-from asyncqueue.workflow import BUILT_IN, CHECK_HEADER, FAILED_HEADER, PLAN_HEADER, Node, Workflow, attempt_of
+from asyncqueue.workflow import (
+    BUILT_IN,
+    CHECK_HEADER,
+    COUNTDOWN_HEADER,
+    FAILED_HEADER,
+    PLAN_HEADER,
+    Node,
+    Workflow,
+    attempt_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,7 @@ class Execution:
         self._events = events
         self._patience = patience
         self._rules = rules
+        self._is_beside_go = rules().go_compat
         self._max_deliveries = max_deliveries
         self._checks_due = longest_delay != float("inf")
         self._threads = threads
@@ -156,7 +168,10 @@ class Execution:
                 value = await self._wrapped(registered, args, kwargs, context, threads)
             if isinstance(value, Signature | Workflow):
                 raise Replacement(value)  # as ctx.replace does
-            outcome = Succeeded(registered.results_of(value))
+            results = registered.results_of(value)
+            if self._is_beside_go:
+                self._check_for_go(signature, results)
+            outcome = Succeeded(results)
         except Replacement as exc:
             outcome, error = await self._replaced(delivery, context, exc.workflow)
         except asyncio.CancelledError as exc:
@@ -195,8 +210,16 @@ class Execution:
             return signature, Failed(failed[:MAX_ERROR_TEXT])
         match signature.name:
             case workflow.PASS:
-                args = signature.args or ()
-                return signature, Succeeded(tuple(TaskResult(type=each.type, value=each.value) for each in args))
+                results = tuple(TaskResult(type=each.type, value=each.value) for each in signature.args or ())
+                rules = self._rules()
+                problem = problem_with_results(signature, results, rules.go, default_queue=rules.default_queue)
+                return signature, Succeeded(results) if problem is None else Failed(problem)
+            case workflow.DEADLINE | workflow.WATCH if signature.eta is None and attempt_of(signature) == 1:
+                # a worker in Go sent it, who does not know that its time begins then
+                return signature, Retry("sent early", float(header(signature, COUNTDOWN_HEADER) or 0), counts=False)
+            case workflow.WATCH if self._backend is not None:
+                backend = self._backend
+                return await self._patience.insist("look after a group", lambda: looked_after(signature, backend))
             case workflow.DEADLINE if signature.args and signature.chord_callback is not None:
                 group_id = str(signature.args[0].value)
                 error = f"group {group_id} was not complete within {header(signature, workflow.COUNTDOWN_HEADER)} s"
@@ -205,6 +228,12 @@ class Execution:
                 return signature, Over(str(signature.args[0].value) if signature.args else "")
             case _:
                 return signature, Succeeded(())
+
+    def _check_for_go(self, signature: Signature, results: Sequence[TaskResult]) -> None:
+        rules = self._rules()
+        problem = problem_with_results(signature, results, rules.go, default_queue=rules.default_queue)
+        if problem is not None:
+            raise ArgumentError(problem)
 
     async def _plan(self, plan_id: str) -> Plan | None:
         backend = self._backend
@@ -229,8 +258,12 @@ class Execution:
                     default_queue=context.queue,
                     limits=rules.limits,
                     attempt=context.attempt,
-                    go_compat=rules.go_compat,
+                    go=rules.go,
                 )
+                for each in going_on.entries:
+                    problem = self._registry.problem_for_go(each, rules.go, context.queue)
+                    if problem is not None:
+                        raise ArgumentError(problem)
                 if backend is None and going_on.needs_backend:
                     raise NoBackend(f"{going_on.needs_backend}, and this worker has none")
         except (ArgumentError, MessageTooLarge, NoBackend) as exc:  # another run would find the same

@@ -38,7 +38,8 @@ class WorkerFacilities:
         rules = self._rules()
         if rules.go_compat:
             raise ArgumentError(
-                f"task {signature.name}: a Go worker would not see members added to a group, and go_compat is on"
+                f"task {signature.name}: a Go worker would take a group to which members are added for complete too "
+                "early, and go_compat is on: send them as a group of their own"
             )
         with self._observers.sending(Parallel(tuple(members))) as send:
             more = added(

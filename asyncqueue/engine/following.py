@@ -23,6 +23,7 @@ from asyncqueue.engine.messages import (
     timed,
 )
 from asyncqueue.errors import ArgumentError
+from asyncqueue.go_compat import problem_for_go
 from asyncqueue.models import changed
 from asyncqueue.signature import Arg, Signature, header, with_headers
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
@@ -34,7 +35,6 @@ from asyncqueue.workflow import (
     PLAN_HEADER,
     WORKFLOW_HEADER,
     MemberFailure,
-    companion,
     cut_off,
     doomed,
     groups_in,
@@ -102,6 +102,9 @@ def group_completed(
             text = f"member {name!r} ({task_id}) of group {group.group_uuid} failed: {error}"
             return group_failed(group.group_uuid, callback, text, rules, now_ns)
     ready = _appended(callback, () if callback.immutable else tuple(args))
+    problem = problem_for_go(ready, rules.go, default_queue=rules.default_queue)
+    if problem is not None:
+        return group_failed(group.group_uuid, callback, problem, rules, now_ns)
     if len(ready.args or ()) > rules.limits.max_args:
         text = f"the results of its group make {len(ready.args or ())} arguments, the limit is {rules.limits.max_args}"
         return group_failed(group.group_uuid, callback, text, rules, now_ns)
@@ -183,7 +186,7 @@ def _without_handlers(never: Signature) -> Signature:
 
 def _told(signature: Signature, error: str, rules: Rules, now_ns: int) -> Message:
     """A task that will never run, on its way to a worker that takes the consequences."""
-    queue = companion(signature.routing_key or rules.default_queue)
+    queue = rules.companion(signature.routing_key or rules.default_queue)
     word = with_headers(
         signature.with_changes(routing_key=queue, eta=None, args=()),
         {FAILED_HEADER: error[:MAX_ERROR_TEXT], CHECK_HEADER: "1"},

@@ -8,6 +8,7 @@ from uuid import NAMESPACE_OID, uuid5
 from asyncqueue import wire
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import NANOSECONDS
+from asyncqueue.go_compat import OFF, GoCompat
 from asyncqueue.models import made
 from asyncqueue.signature import Signature, header
 from asyncqueue.state import State, TaskState
@@ -18,12 +19,21 @@ MAX_ERROR_TEXT = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What settling depends on beside the outcome. Durations are seconds."""
+    """What settling depends on beside the outcome. Durations are seconds. ``go`` is where Go's workers are."""
 
     default_queue: str = "machinery_tasks"
     unknown_task_after: float = 86_400.0
     limits: wire.Limits = wire.DEFAULT_LIMITS
-    go_compat: bool = False
+    go: GoCompat = OFF
+
+    @property
+    def go_compat(self) -> bool:
+        """Whether there are workers in Go."""
+        return self.go.is_on
+
+    def companion(self, queue: str) -> str:
+        """The queue of the built-in tasks beside ``queue``."""
+        return self.go.companion(queue, self.default_queue)
 
 
 def error_text(error: BaseException) -> str:

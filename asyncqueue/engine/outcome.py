@@ -8,7 +8,14 @@ from typing import assert_never
 
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Nack, Settled
 from asyncqueue.clock import NANOSECONDS
-from asyncqueue.engine.following import after_failure, after_replacement, after_success, family, group_failed
+from asyncqueue.engine.following import (
+    after_failure,
+    after_replacement,
+    after_success,
+    family,
+    group_completed,
+    group_failed,
+)
 from asyncqueue.engine.messages import (
     MAX_ERROR_TEXT,
     Rules,
@@ -23,7 +30,7 @@ from asyncqueue.errors import RetryTaskLater
 from asyncqueue.models import made
 from asyncqueue.retry import LONGEST, fibonacci
 from asyncqueue.signature import Signature, header, with_headers
-from asyncqueue.state import State, TaskResult, TaskState
+from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.workflow import ATTEMPT_HEADER, CHECK_HEADER, attempt_of
 
 UNKNOWN_SINCE_HEADER = "aq-unknown-since"
@@ -116,6 +123,19 @@ class Over:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """All members of a group have ended, as ``states`` say, and nobody sends what follows.
+
+    ``is_marked``: a worker in Go has marked it as triggered, so that it cannot be claimed.
+    """
+
+    group: GroupMeta
+    callback: Signature
+    states: tuple[TaskState | None, ...]
+    is_marked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """This worker gave up the run, and wants it run elsewhere or later."""
 
@@ -125,7 +145,7 @@ class Lost:
     """The lease ended while the task ran: whatever came out is no longer ours to say."""
 
 
-OfTask = Succeeded | Failed | Retry | Replaced | Overdue | Over | NotMine | Exhausted | Superseded
+OfTask = Succeeded | Failed | Retry | Replaced | Overdue | Unseen | Over | NotMine | Exhausted | Superseded
 Outcome = OfTask | NotYet | Unreadable | Cancelled | Lost
 
 
@@ -224,6 +244,12 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
         case Overdue(group_id, callback, error):
             state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
             return Settled(delivery, Ack(), state, end=group_failed(group_id, callback, error, rules, now_ns))
+        case Unseen(group, callback, states, is_marked):
+            state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
+            end = group_completed(group, callback, states, rules, now_ns)
+            if not is_marked:
+                return Settled(delivery, Ack(), state, end=end)
+            return Settled(delivery, Ack(), state, ended=end.ended, pending=end.pending, publish=end.publish)
         case Over(error):
             base = Settled(delivery, Ack(), alive=family(signature))
             return after_over(base, signature, error, rules, now_ns)

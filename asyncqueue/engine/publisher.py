@@ -9,6 +9,7 @@ from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
 from asyncqueue.clock import Clock
 from asyncqueue.engine.batching import Batcher
+from asyncqueue.engine.events import Events, RiskForGo
 from asyncqueue.engine.messages import Rules, callback_id, later, message, pending, timed
 from asyncqueue.engine.middleware import PublishHook, finished
 from asyncqueue.engine.naming import name_problem
@@ -16,10 +17,14 @@ from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Registry
 from asyncqueue.engine.settlement import Outgoing, Settlement, parts
 from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
+from asyncqueue.go_compat import risk_for_go
 from asyncqueue.models import changed
 from asyncqueue.signature import Signature, new_task_id, with_headers
 from asyncqueue.state import TaskState
 from asyncqueue.workflow import CHECK_HEADER, Compiled, groups_in, members_in, tasks_in
+
+MOST_WARNED = 1_000
+"""Of so many tasks it is remembered that they were warned of."""
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class Publisher:
         address: str,
         max_batch: int,
         hooks: Sequence[PublishHook] = (),
+        events: Events | None = None,
     ) -> None:
         self._registry = registry
         self._settlement = settlement
@@ -56,6 +62,8 @@ class Publisher:
         self._timeout = timeout
         self._address = address
         self._hooks = hooks
+        self._events = Events() if events is None else events
+        self._warned: set[str] = set()
         self._batcher: Batcher[_Prepared] = Batcher(self._flush, max_batch)
 
     async def send(self, signatures: Sequence[Signature]) -> Sequence[Signature]:
@@ -147,6 +155,8 @@ class Publisher:
         registered = self._registry.find(filled.name)
         if registered is not None:
             registered.bind(filled)
+        if rules.go_compat:
+            self._check_for_go(filled, rules)
         try:
             ready = message(filled, rules.default_queue, now)
         except ArgumentError as exc:
@@ -159,6 +169,15 @@ class Publisher:
                 f"the limit is {rules.limits.max_bytes}"
             )
         return _Prepared(filled, pending(filled, now), ready)
+
+    def _check_for_go(self, signature: Signature, rules: Rules) -> None:
+        problem = self._registry.problem_for_go(signature, rules.go, rules.default_queue)
+        if problem is not None:
+            raise ArgumentError(problem)
+        risk = risk_for_go(signature, rules.go, rules.default_queue)
+        if risk is not None and signature.name not in self._warned and len(self._warned) < MOST_WARNED:
+            self._warned.add(signature.name)
+            self._events.emit(RiskForGo(signature.name, risk))
 
     async def _outgoing(self, workflow: Compiled) -> Outgoing:
         now = self._clock.now_ns()

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncqueue import names
-from asyncqueue.arguments import Codec, codec
+from asyncqueue.arguments import JSON, Codec, codec
 from asyncqueue.engine.context import TaskContext
 from asyncqueue.errors import ArgumentError, ConfigError, TaskNotRegistered
+from asyncqueue.go_compat import GoCompat, problem_for_go
 from asyncqueue.models import made
 from asyncqueue.retry import Backoff, fibonacci
 from asyncqueue.signature import Arg, Signature, header
@@ -269,6 +270,23 @@ class Registry:
     def names(self) -> Sequence[str]:
         """The registered names, sorted."""
         return sorted(self._tasks)
+
+    def problem_for_go(self, signature: Signature, go: GoCompat, default_queue: str) -> str | None:
+        """What is wrong for Go with a signature that is about to be sent, as far as it is known here; or None."""
+        return problem_for_go(
+            signature,
+            go,
+            default_queue=default_queue,
+            binds_by_name=self._binds_by_name,
+            returns_json=self._returns_json,
+        )
+
+    def _binds_by_name(self, signature: Signature) -> bool:
+        return header(signature, KEYWORDS_HEADER) is not None and self.find(signature.name) is None
+
+    def _returns_json(self, signature: Signature) -> bool:
+        registered = self.find(signature.name)
+        return registered is not None and any(each.type_name == JSON for each in registered.results or ())
 
 
 def register(name: str, function: Function, options: TaskOptions) -> Registered:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from asyncqueue import ArgumentError, MessageTooLarge, Server, compiling, wire
 from asyncqueue.builders import Chain, chain, chord, group, owner_of, server_of
 from asyncqueue.compiling import added, compiled, continued, ids_from
+from asyncqueue.go_compat import GoCompat
 from asyncqueue.signature import Arg, Call, Plan, Signature, header, with_headers
 from asyncqueue.state import GroupMeta
 from asyncqueue.workflow import (
@@ -689,17 +690,20 @@ def test_a_value_that_json_cannot_say_is_refused() -> None:
         )
 
 
+EVERYWHERE = GoCompat(is_on=True)
+
+
 def test_go_is_given_no_plans_and_no_policies() -> None:
     many = chain(*[task("one", "a")] * 60)
-    assert compiled(many, default_queue=QUEUE, go_compat=True).plans == ()
+    assert compiled(many, default_queue=QUEUE, go=EVERYWHERE).plans == ()
     with pytest.raises(
         ArgumentError, match="nests deeper than 100; as a plan it could be sent, which go_compat forbids"
     ):
-        compiled(chain(*[task("one", "a")] * 200), default_queue=QUEUE, go_compat=True)
+        compiled(chain(*[task("one", "a")] * 200), default_queue=QUEUE, go=EVERYWHERE)
     with pytest.raises(ArgumentError, match="signatures would be in its message, the limit is 1000; as a plan"):
-        compiled(chain(*(group(*[task("one", "a")] * 40) for _ in range(3))), default_queue=QUEUE, go_compat=True)
-    with pytest.raises(ArgumentError, match=r"on_failure='skip' is known to Python workers only, and go_compat is on"):
-        compiled(chord([one("a")], one("b"), on_failure="skip"), default_queue=QUEUE, go_compat=True)
+        compiled(chain(*(group(*[task("one", "a")] * 40) for _ in range(3))), default_queue=QUEUE, go=EVERYWHERE)
+    with pytest.raises(ArgumentError, match=r"on_failure='skip' is known to Python workers only, .* \(go_compat\)"):
+        compiled(chord([one("a")], one("b"), on_failure="skip"), default_queue=QUEUE, go=EVERYWHERE)
 
 
 # — tasks that go on, groups that grow —

@@ -1,0 +1,185 @@
+"""What a worker in Go could not run, or would be hurt by, where Go's workers share queues with ours. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from asyncqueue import arguments
+from asyncqueue.errors import ArgumentError
+from asyncqueue.signature import INT64_MAX, Arg, Signature, nested
+from asyncqueue.state import TaskResult
+from asyncqueue.workflow import companion, is_companion
+
+_OF_RABBITMQ = "amq."
+
+
+@dataclass(frozen=True, slots=True)
+class GoCompat:
+    """Where Go's workers are: nowhere, on the ``queues`` that are named, or, where none is, on any.
+
+    ``keeps_failed``: Go's driver of the broker knows ``StopTaskDeletionOnError``, which hurts its worker elsewhere.
+    """
+
+    is_on: bool = False
+    queues: frozenset[str] = frozenset()
+    keeps_failed: bool = False
+
+    def __bool__(self) -> bool:
+        return self.is_on
+
+    def shares(self, queue: str) -> bool:
+        """Whether Go's workers may be on this queue. On a companion queue they never are."""
+        return self.is_on and not is_companion(queue) and (not self.queues or queue in self.queues)
+
+    def companion(self, queue: str, default_queue: str) -> str:
+        """The queue of the built-in tasks beside ``queue``: one that Python workers consume. Of a queue of Go's they
+        may not consume the companion, so there it is that of the default queue, which they all do."""
+        return companion(default_queue if self.shares(queue) else queue)
+
+
+OFF = GoCompat()
+"""There are no workers in Go."""
+
+
+def _not_known(signature: Signature) -> bool:
+    return False
+
+
+def problem_for_go(
+    signature: Signature,
+    go: GoCompat,
+    *,
+    default_queue: str,
+    binds_by_name: Callable[[Signature], bool] = _not_known,
+    returns_json: Callable[[Signature], bool] = _not_known,
+) -> str | None:
+    """What is wrong for Go with a signature or with one inside of it, with what to do about it; None where all is well.
+
+    ``binds_by_name`` says of a signature whether its arguments could not be given in order, ``returns_json`` whether
+    its function is known to return what Go has no type for.
+    """
+    if not go:
+        return None
+    for each in _all(signature):
+        queue = each.routing_key or default_queue
+        taker = _taker_in_go(each, go, default_queue)
+        if taker is not None and returns_json(each):
+            return _handed_on(each, "it returns what has only type json", taker, default_queue)
+        if not go.shares(queue):
+            continue
+        problem = _problem(each, go, default_queue, binds_by_name)
+        if problem is not None:
+            return f"task {each.name}: {problem}; queue {queue!r} is one of Go's workers too (go_compat)"
+    return None
+
+
+def problem_with_results(
+    signature: Signature, results: Sequence[TaskResult], go: GoCompat, *, default_queue: str
+) -> str | None:
+    """What is wrong with the results of a task as arguments of those tasks after it that Go may run; or None."""
+    taker = _taker_in_go(signature, go, default_queue) if go and results else None
+    if taker is None:
+        return None
+    problem = next(_unfit([Arg(type=each.type, value=each.value) for each in results], "result"), None)
+    return None if problem is None else _handed_on(signature, problem, taker, default_queue)
+
+
+def risk_for_go(signature: Signature, go: GoCompat, default_queue: str) -> str | None:
+    """What may be lost with a signature that Go can run, for people to be told of once; or None."""
+    for each in _all(signature) if go else ():
+        if each.ignore_when_task_not_registered and go.shares(each.routing_key or default_queue):
+            return (
+                f"task {each.name} is dropped without a trace by any worker in Go of queue "
+                f"{each.routing_key or default_queue!r} that has not registered it: it was sent with "
+                "IgnoreWhenTaskNotRegistered, and go_compat is on"
+            )
+    return None
+
+
+def _problem(
+    signature: Signature, go: GoCompat, default_queue: str, binds_by_name: Callable[[Signature], bool]
+) -> str | None:
+    if (unfit := next(_unfit(signature.args or (), "argument"), None)) is not None:
+        return unfit
+    if binds_by_name(signature):
+        return (
+            "its arguments are given by name, and it is not registered here, so nobody knows their order; Go takes "
+            "arguments by place: give them in order"
+        )
+    for name, value in (signature.headers or {}).items():
+        if not isinstance(value, str):
+            return (
+                f"header {name!r} is {_kind(value)}; Go's worker cannot send a task with such a header again on "
+                "RabbitMQ, and the task would stay as it is for ever: expected text"
+            )
+    if signature.stop_task_deletion_on_error and not go.keeps_failed:
+        return (
+            "StopTaskDeletionOnError restarts the worker in Go in which the task fails, with what it has fetched, "
+            "since only SQS knows it; expected False"
+        )
+    if signature.eta is not None and signature.eta > INT64_MAX:
+        return "its ETA is after April 2262, which Go's clock cannot say; expected an earlier one"
+    for what, name in (("UUID", signature.uuid), ("group UUID", signature.group_uuid)):
+        if name and (go.shares(name) if go.queues else name == default_queue):
+            return f"its {what} {name!r} is the name of a queue, which its state would overwrite; expected another one"
+        if name.startswith(_OF_RABBITMQ):
+            return f"its {what} {name!r} begins as the names that RabbitMQ keeps for itself; expected another one"
+    if signature.routing_key.startswith(_OF_RABBITMQ):
+        return "the name of its queue begins as those that RabbitMQ keeps for itself; expected another one"
+    return None
+
+
+def _unfit(args: Iterable[Arg], what: str) -> Iterator[str]:
+    """Those that Go's worker cannot read: it fails the task and restarts, or never takes another one (version 2)."""
+    for place, arg in enumerate(args, 1):
+        if arg.type == arguments.JSON:
+            yield (
+                f"{what} {place} is of type json, which only Python workers know; expected one of Go's types: "
+                "bool, int, float, str, bytes or a list of one of these, such as a str with the JSON in it"
+            )
+            continue
+        try:
+            arguments.decode(arg.type, arg.value)
+        except ArgumentError as exc:
+            yield f"{what} {place}: {exc}"
+
+
+def _taker_in_go(signature: Signature, go: GoCompat, default_queue: str) -> Signature | None:
+    """One that Go may run, of those that are given the results of a task; None where there is none."""
+    takers = () if signature.immutable else signature.on_success or ()
+    callback = signature.chord_callback
+    if callback is not None and not callback.immutable:
+        takers = (*takers, callback)
+    return next((each for each in takers if go.shares(each.routing_key or default_queue)), None)
+
+
+def _handed_on(signature: Signature, problem: str, taker: Signature, default_queue: str) -> str:
+    queue = taker.routing_key or default_queue
+    return (
+        f"task {signature.name}: {problem}; that is handed on to task {taker.name}, whose queue {queue!r} is one of "
+        "Go's workers too (go_compat)"
+    )
+
+
+def _all(signature: Signature) -> Iterator[Signature]:
+    """A signature and all that are inside of it. What follows a group is repeated in it, and looked at once."""
+    waiting, seen = [signature], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting.extend(nested(each))
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case _:
+            return "a list" if isinstance(value, (list, tuple)) else "an object"
