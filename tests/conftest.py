@@ -286,10 +286,26 @@ def shared_pubsub() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def pubsub_client(shared_pubsub: str) -> Iterator[Any]:
+    """A client of the session's Pub/Sub that blocks, to look after its subscriptions."""
+    # half a second to load, which only those who use it are to wait for
+    import grpc
+    from google.pubsub_v1.services.subscriber.client import SubscriberClient
+    from google.pubsub_v1.services.subscriber.transports.grpc import SubscriberGrpcTransport
+
+    with SubscriberClient(transport=SubscriberGrpcTransport(channel=grpc.insecure_channel(shared_pubsub))) as client:
+        yield client
+
+
 @pytest.fixture
-def pubsub_url(shared_pubsub: str) -> str:
-    """``gcppubsub://project/subscription?emulator=…``: a project for this test alone."""
-    return f"gcppubsub://test-{secrets.token_hex(6)}/workers?emulator={shared_pubsub}"
+def pubsub_url(shared_pubsub: str, pubsub_client: Any) -> Iterator[str]:
+    """``gcppubsub://project/subscription?emulator=…``: a project for this test alone, without subscriptions at its end:
+    each that is left costs pstest a hundred looks a second."""
+    project = f"test-{secrets.token_hex(6)}"
+    yield f"gcppubsub://{project}/workers?emulator={shared_pubsub}"
+    for subscription in pubsub_client.list_subscriptions(project=f"projects/{project}"):
+        pubsub_client.delete_subscription(subscription=subscription.name)
 
 
 @pytest.fixture(scope="session")
