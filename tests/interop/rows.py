@@ -23,7 +23,8 @@ from tests.path.bench import eventually
 WHERE = {PY: "python", V1: "go v1", V2: "go v2"}
 """What the task ``where`` returns."""
 
-Check = Callable[[Leg], Awaitable[None]]
+Check = Callable[[Leg], Awaitable[str | None]]
+"""May return what is left out of it on this pair, and why."""
 
 
 class Impossible(Exception):
@@ -62,25 +63,41 @@ ODD = (True, "null", 1, 2, 3, 4, -5, 6, 7, 8, 9, 2**63, 1e21, 5e-324)
 SLICES = (*(f"[]{name}" for name in SCALARS), "[]byte")
 EDGES = (*([low, high, odd] for low, high, odd in zip(LOW, HIGH, ODD, strict=True)), bytes(range(256)))
 EMPTY = (*([] for _ in SCALARS), b"")
+NULLS = (None,) * len(SLICES)
 
 
-async def typed_arguments(leg: Leg) -> None:
+async def typed_arguments(leg: Leg) -> str | None:
     """Each of the 29 types goes there and comes back, value and name."""
-    cases = [("echo_scalars", SCALARS, values) for values in (HIGH, LOW, ODD)]
-    cases += [("echo_slices", SLICES, values) for values in (EDGES, EMPTY)]
-    asked = []
-    for name, types, values in cases:
-        args = (Arg(type=each, value=arguments.encode(each, one)) for each, one in zip(types, values, strict=True))
-        asked.append(call(name, to=leg.runner).with_changes(args=tuple(args)))
-    nulls = [Arg(type=each, value=None) for each in SLICES]
-    asked.append(call("echo_slices", to=leg.runner).with_changes(args=tuple(nulls)))
+    in_bson = leg.fleet.pair.backend == "mongodb"
+    cases = [(SCALARS, values) for values in (HIGH, LOW, ODD)] + [(SLICES, values) for values in (EDGES, EMPTY, NULLS)]
+    if in_bson:
+        cases = [(types, [_in_int64(each) for each in values]) for types, values in cases]
+    asked = [
+        call("echo_scalars" if types is SCALARS else "echo_slices", to=leg.runner).with_changes(
+            args=tuple(Arg(type=name, value=_on_wire(name, value)) for name, value in zip(types, values, strict=True))
+        )
+        for types, values in cases
+    ]
     await leg.send(*asked)
-    found = await leg.results(*asked)
-    for (_, types, values), seen in zip([*cases, ("", SLICES, EMPTY)], found, strict=True):
+    go_reads = [leg.runner == PY and types is SCALARS for types, _ in cases] if in_bson else None
+    found = await leg.results(*asked, go_reads=go_reads)
+    for (types, values), seen in zip(cases, found, strict=True):
         for expected_type, expected, (type_name, value) in zip(types, values, seen, strict=True):
             assert plain(type_name) == plain(expected_type)
-            wanted = bytes(expected) if plain(expected_type) == "[]uint8" else expected
-            assert shown(value) == shown(arguments.decode(type_name, arguments.encode(type_name, wanted)))
+            assert shown(value) == shown(arguments.decode(expected_type, _on_wire(expected_type, expected)))
+    if in_bson:
+        return "no integers over 63 bits, and Go does not read bytes, nor integers that Go wrote: BSON has none such"
+    return None
+
+
+def _on_wire(name: str, value: Any) -> Any:
+    return None if value is None else arguments.encode(name, value)
+
+
+def _in_int64(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_in_int64(each) for each in value]
+    return min(value, 2**63 - 1) if type(value) is int else value
 
 
 def plain(type_name: str) -> str:
@@ -122,7 +139,7 @@ async def retry(leg: Leg) -> None:
     failing = call("fail", "oops", to=leg.runner, retry_count=1)
     await leg.send(retried, flaky, failing)
     ((_, text),) = await leg.result(retried)
-    last = wire.decode_signature(text.encode())
+    last = wire.decode_signature(text[1:-1].encode())
     assert (last.uuid, last.retry_count, last.retry_timeout) == (retried.uuid, 0, waits[-1])
     assert last.eta is not None
     assert last.eta / NANOSECONDS >= sent_at + sum(waits)

@@ -20,7 +20,7 @@ def tell(item: pytest.Item, pair: str, row: str, directions: Sequence[str]) -> N
 
 
 def note(item: pytest.Item, direction: str, outcome: str, reason: str = "") -> None:
-    """Note what became of one of them: ``ok``, ``FAIL``, or nothing and the reason why it cannot exist."""
+    """Note what became of one of them: ``ok`` and what it leaves out, ``FAIL``, or nothing and why it cannot be."""
     item.user_properties.append((_CELL, (direction, outcome, reason)))
 
 
@@ -61,14 +61,15 @@ class _Table:
         cells = self.cells.setdefault(pair, {}).setdefault(row, {})
         for direction in directions:
             outcome, why = known.get(direction, (otherwise, reason))
-            cells[direction] = outcome or str(self.reasons.setdefault(why, len(self.reasons) + 1))
+            number = str(self.reasons.setdefault(why, len(self.reasons) + 1)) if why else ""
+            cells[direction] = "/".join(filter(None, (outcome, number)))
 
     def lines(self) -> Iterator[str]:
         pairs = sorted(self.cells, key=lambda pair: -len(self.cells[pair]))
         width = max(len(row) for rows in self.cells.values() for row in rows)
         for start in range(0, len(pairs), _BLOCKS):
             yield from self._block(pairs[start : start + _BLOCKS], width)
-        yield "ok: it ran; FAIL: it failed; a number: it cannot be, for this reason; nothing: it is not tried"
+        yield "ok: it ran; ok/number: but for this; FAIL: it failed; a number: it cannot be, for this reason"
         for reason, number in self.reasons.items():
             yield f"{number:5}  {reason}"
         yield f"{sum(len(each) for rows in self.cells.values() for each in rows.values())} cells, {self.seconds:.0f} s"

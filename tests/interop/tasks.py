@@ -99,7 +99,7 @@ def server_with_tasks(server: Server, ledger: Ledger | None = None) -> Server:
     async def retried(ctx: TaskContext) -> str:
         if ctx.signature.retry_count:
             raise Exception("not yet")
-        return wire.encode_signature(ctx.signature).decode()
+        return f"[{wire.encode_signature(ctx.signature).decode()}]"
 
     @server.task(name="later")
     async def later(ctx: TaskContext, times: int, milliseconds: int) -> int:

@@ -37,17 +37,17 @@ CASES = [
 async def test_python_and_go_work_together(fleet: Fleet, row: Row, request: pytest.FixtureRequest) -> None:
     legs = [Leg(fleet, sender, runner) for sender, runner in DIRECTIONS]
     if row.together:
-        ends: Sequence[Exception | None] = await asyncio.gather(*(_tried(row, leg) for leg in legs))
+        ends: Sequence[Exception | str | None] = await asyncio.gather(*(_tried(row, leg) for leg in legs))
     else:
         ends = [await _tried(row, leg) for leg in legs]
     failures = []
     for leg, end in zip(legs, ends, strict=True):
         match end:
-            case None:
-                table.note(request.node, leg.name, "ok")
+            case None | str():
+                table.note(request.node, leg.name, "ok", end or "")
             case Impossible():
                 table.note(request.node, leg.name, "", str(end))
-            case _:
+            case Exception():
                 table.note(request.node, leg.name, "FAIL")
                 end.add_note(f"{row.name}, {leg.name}, {fleet.pair.name}")
                 failures.append(end)
@@ -55,10 +55,9 @@ async def test_python_and_go_work_together(fleet: Fleet, row: Row, request: pyte
         raise ExceptionGroup(f"{row.name} on {fleet.pair.name}: {len(failures)} of {len(legs)} directions", failures)
 
 
-async def _tried(row: Row, leg: Leg) -> Exception | None:
+async def _tried(row: Row, leg: Leg) -> Exception | str | None:
     try:
         async with asyncio.timeout(DEADLINE):
-            await row.check(leg)
+            return await row.check(leg)
     except Exception as exc:
         return exc
-    return None

@@ -87,12 +87,14 @@ func flaky(ctx context.Context, failures int64) (int64, error) {
 	return 0, errors.New("not yet")
 }
 
-// retried fails while it has retries left, and then says as what it was sent.
+// retried fails while it has retries left, and then says as what it was sent, in a list: a text that begins with a JSON
+// object is no text any more when it comes back from MongoDB.
 func retried(ctx context.Context) (string, error) {
 	if tasks.SignatureFromContext(ctx).RetryCount > 0 {
 		return "", errors.New("not yet")
 	}
-	return signatureOf(ctx)
+	text, err := signatureOf(ctx)
+	return "[" + text + "]", err
 }
 
 // later asks so many times to be run again after some milliseconds, and then says how often it ran.
