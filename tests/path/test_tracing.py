@@ -263,6 +263,17 @@ async def test_broken_headers_begin_a_trace_and_fail_nothing(
     assert traced.only("report").parent_id == ""
 
 
+async def test_a_header_that_is_no_text_does_not_break_a_trace(traced: Traced, tmp_path: Path) -> None:
+    server = with_tasks(traced.server, traced.provider)
+    untraced = Server(f"memory://{tmp_path.name}")
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": 7}
+    result = await untraced.send_task(untraced.signature("report", 1).with_changes(headers=headers))
+    async with Worker(server):
+        await server.result(result.id).wait(timeout=PATIENCE)
+    await untraced.close()
+    assert traced.only("report").parent_id == "b" * 16
+
+
 class Raising(TraceContextTextMapPropagator):
     """A propagator that cannot take what it finds."""
 
