@@ -108,10 +108,10 @@ def _problem(
             "arguments by place: give them in order"
         )
     for name, value in (signature.headers or {}).items():
-        if not isinstance(value, str):
+        if not _is_fit(value):
             return (
-                f"header {name!r} is {_kind(value)}; Go's worker cannot send a task with such a header again on "
-                "RabbitMQ, and the task would stay as it is for ever: expected text"
+                f"header {name!r} is {_kind(value)}, and no worker in Go can send a task with such a header again on "
+                "RabbitMQ, so that it would never be retried: expected text"
             )
     if signature.stop_task_deletion_on_error and not go.keeps_failed:
         return (
@@ -173,13 +173,18 @@ def _all(signature: Signature) -> Iterator[Signature]:
             waiting.extend(nested(each))
 
 
+def _is_fit(value: object) -> bool:
+    """Whether what Go reads from JSON here is what its client of RabbitMQ can write: neither numbers nor objects."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_fit, value))
+    return value is None or isinstance(value, (str, bool))
+
+
 def _kind(value: object) -> str:
     match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
         case int() | float():
             return "a number"
+        case list() | tuple():
+            return "a list with numbers or objects in it"
         case _:
-            return "a list" if isinstance(value, (list, tuple)) else "an object"
+            return "an object"
