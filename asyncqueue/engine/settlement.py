@@ -27,7 +27,7 @@ from asyncqueue.engine.over import over, over_again
 from asyncqueue.signature import Plan, Signature
 from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.wire import decode_signature, readable_task_id
-from asyncqueue.workflow import OVER, is_companion
+from asyncqueue.workflow import OVER
 
 T = TypeVar("T")
 
@@ -285,7 +285,7 @@ class WholeSettlement:
         return self._with_over(replace(item, end=None), signature, failed.error)
 
     def _is_left_to_companion(self, item: Settled) -> bool:
-        return self._rules().go_compat and not self._inner.is_atomic and not is_companion(item.delivery.queue)
+        return self._rules().go.shares(item.delivery.queue) and not self._inner.is_atomic
 
     def _with_over(self, item: Settled, signature: Signature, error: str) -> Settled:
         word = over(signature, item.delivery.queue, error, self._clock.now_ns())

@@ -50,6 +50,8 @@ async def looked_after(watch: Signature, backend: Backend) -> tuple[Signature, O
     members = group.task_uuids or ()
     for start in range(0, len(members), _AT_ONCE):
         states += await backend.get(members[start : start + _AT_ONCE])
+    if any(state is not None and not state.is_completed for state in states):
+        return watch, _again(watch)  # Go was shown the message of a worker of ours that died, and runs the task anew
     is_marked = progress is Progress.TRIGGERED
     if is_marked and (policy_of(callback) != "fail" or all(state and state.is_success for state in states)):
         return watch, Succeeded(())  # what follows was sent, and waits for a worker

@@ -13,6 +13,7 @@ from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.outcome import Failed, Outcome, Over, Succeeded, settled
 from asyncqueue.engine.settlement import (
     AtomicSettlement,
     OrderedSettlement,
@@ -22,8 +23,12 @@ from asyncqueue.engine.settlement import (
     settlement_of,
 )
 from asyncqueue.errors import Unavailable
-from asyncqueue.state import GroupMeta, State, TaskState
+from asyncqueue.go_compat import GoCompat
+from asyncqueue.signature import Signature
+from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.testing import Faults, with_faults
+from asyncqueue.wire import decode_signature, encode_signature
+from asyncqueue.workflow import OVER, companion
 
 QUEUE = "q"
 
@@ -122,6 +127,77 @@ async def test_a_member_whose_group_another_program_is_about_to_trigger_is_settl
     whole = WholeSettlement(inner, pair.backend, rules=Rules, clock=SYSTEM_CLOCK)
     await whole.settle([ended(delivery, Ack(), member=Member("group_a", "task_0"))])
     assert [verb for verb in pair.order if verb in ("finish_members", "ack")] == ["finish_members"] * 2 + ["ack"]
+
+
+BESIDE_GO = Rules(QUEUE, go=GoCompat(is_on=True))
+CALLBACK = Signature(uuid="callback", name="collect", routing_key=QUEUE)
+
+
+async def _shown_a_member(pair: Pair) -> tuple[Delivery, Signature]:
+    """The message of the only member of a group."""
+    member = Signature(uuid="task_m", name="m", group_uuid="group_a", group_task_count=1, chord_callback=CALLBACK)
+    await pair.backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=("task_m",))])
+    await pair.broker.publish([Message(encode_signature(member), QUEUE, member.uuid)])
+    (delivery,) = await pair.broker.fetch(QUEUE, 1, 0)
+    return delivery, member
+
+
+def _whole(pair: Pair) -> WholeSettlement:
+    inner = OrderedSettlement(pair.broker, pair.backend)
+    return WholeSettlement(inner, pair.backend, rules=lambda: BESIDE_GO, clock=SYSTEM_CLOCK)
+
+
+async def _settle(pair: Pair, delivery: Delivery, signature: Signature, outcome: Outcome) -> list[str]:
+    """Settle what a run came to; the calls that concern its group and its message, in order."""
+    end = settled(delivery, signature, outcome, BESIDE_GO, SYSTEM_CLOCK.now_ns())
+    assert end is not None
+    pair.order.clear()
+    await _whole(pair).settle([end])
+    return [verb for verb in pair.order if verb in ("finish_members", "claim_group", "publish", "ack")]
+
+
+async def _shown_what_is_over(pair: Pair) -> tuple[Delivery, Signature]:
+    (delivery,) = await pair.broker.fetch(companion(QUEUE), 1, 0)
+    found = decode_signature(delivery.body)
+    assert found.name == OVER
+    return delivery, found
+
+
+async def test_where_go_may_be_shown_a_member_it_claims_no_group_but_a_task_in_the_companion_queue_does() -> None:
+    pair = await Pair(together=False).open()
+    result = TaskResult(type="int64", value=7)
+    delivery, member = await _shown_a_member(pair)
+    assert await _settle(pair, delivery, member, Succeeded((result,))) == ["finish_members", "publish", "ack"]
+    delivery, task = await _shown_what_is_over(pair)
+    order = await _settle(pair, delivery, task, Over(""))
+    assert order == ["finish_members", "claim_group", "publish", "ack"]
+    (sent,) = await pair.broker.fetch(QUEUE, 1, 0)
+    assert [each.value for each in decode_signature(sent.body).args or ()] == [7]
+    assert await pair.state(task.uuid) is None, "nobody waits for it"
+
+
+async def test_where_go_may_be_shown_a_member_that_failed_it_claims_no_group_either() -> None:
+    pair = await Pair(together=False).open()
+    delivery, member = await _shown_a_member(pair)
+    assert await _settle(pair, delivery, member, Failed("oops")) == ["publish", "ack"]
+    delivery, task = await _shown_what_is_over(pair)
+    assert task.args is not None
+    assert await _settle(pair, delivery, task, Over(task.args[0].value)) == ["claim_group", "ack"]
+    (found,) = await pair.backend.get(["callback"])
+    assert found is not None
+    assert found.is_failure
+    assert "'m' (task_m) of group group_a failed: oops" in found.error
+
+
+async def test_what_follows_a_group_waits_for_a_member_that_go_runs_anew() -> None:
+    pair = await Pair(together=False).open()
+    delivery, member = await _shown_a_member(pair)
+    await _settle(pair, delivery, member, Succeeded(()))
+    delivery, task = await _shown_what_is_over(pair)
+    await pair.backend.begin([TaskState(task_uuid="task_m", state=State.STARTED)])  # as Go writes over what was there
+    assert await _settle(pair, delivery, task, Over("")) == ["finish_members", "publish", "ack"]
+    assert (await pair.broker.depth(companion(QUEUE))).delayed == 1
+    assert await pair.state("callback") is None
 
 
 async def test_an_atomic_settlement_that_is_repeated_changes_nothing() -> None:
