@@ -18,7 +18,7 @@ from asyncqueue.engine.events import Events, HookFailed, LeasesLost, LoopBlocked
 from asyncqueue.engine.execution import Execution, Ran
 from asyncqueue.engine.leases import LeaseKeeper
 from asyncqueue.engine.messages import Rules, error_text
-from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotYet, settled
+from asyncqueue.engine.outcome import Cancelled, Failed, Lost, NotMine, NotYet, settled
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settlement import Settlement, WholeSettlement
 from asyncqueue.engine.settler import Settler
@@ -90,6 +90,8 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._quiet = asyncio.Event()
         self._idle_queues: set[str] = set()
+        # how many messages in a row were of tasks not known here: whoever knows them comes first to such a queue
+        self._strangers: dict[str, int] = {}
         self._taken = 0
         self._leases = LeaseKeeper(broker, clock=clock, lost=self._on_lost, blocked=self._on_blocked)
         self._settler = Settler(
@@ -199,6 +201,8 @@ class Consumer:
             if not await self._allowed():
                 continue
             await self._settler.has_room()
+            if strangers := self._strangers.get(queue):
+                await self._pause(min(_LAST_POLL, _FIRST_POLL * strangers))
             taken = await slots.take(self._max_batch)
             got = await self._fetch(queue, taken, WAIT if alone else 0.0)
             if not got and not alone:
@@ -296,6 +300,10 @@ class Consumer:
         except Refused as exc:
             self._events.emit(StoreRefused("look up a state", str(exc)))
             ran = Ran(delivery, None, NotYet(_REFUSED_PAUSE))
+        if isinstance(ran.outcome, NotMine):
+            self._strangers[delivery.queue] = self._strangers.get(delivery.queue, 0) + 1
+        elif self._strangers:
+            self._strangers.pop(delivery.queue, None)
         if delivery.receipt in self._lost:
             ran = Ran(delivery, ran.signature, Lost())
         end = self._settled(ran)

@@ -478,6 +478,30 @@ async def test_an_unknown_task_waits_for_a_worker_that_knows_it(stores: Stores, 
         assert await sent.get(PATIENCE) == 3
 
 
+async def test_who_is_shown_unknown_tasks_only_leaves_them_to_those_who_know_them(
+    one_store: Stores, bench: Bench
+) -> None:
+    ignorant, knowing = bench.server(), bench.server()
+    given_back: list[int] = []
+
+    @knowing.task
+    async def known(ctx: TaskContext) -> None:
+        given_back.append(int((ctx.signature.headers or {}).get("aq-unknown-times", 0)))
+
+    async with bench.working(ignorant, concurrency=1):
+        results = await knowing.send_many([known.s() for _ in range(300)])
+
+        async def was_given_back() -> bool:
+            return bool(await ignorant.get_delayed_tasks())
+
+        await eventually(was_given_back)
+        async with bench.working(knowing, concurrency=1):
+            for each in results:
+                await in_time(each.get())
+    print(f"{one_store.kind}: given back {sum(given_back)} times, each at most {max(given_back)} times")
+    assert sum(given_back) < len(results) / 2
+
+
 async def test_an_unknown_task_is_buried_when_it_is_too_old(stores: Stores, bench: Bench) -> None:
     server = bench.server(worker={"unknown_task_after": 0.2})
     told: list[str] = []
