@@ -1,4 +1,4 @@
-"""Which messages were put into a queue that workers in Go and ours share, and by whom; the broker itself keeps count."""
+"""What was put into a queue that workers in Go and ours share, and by whom: the broker itself keeps count."""
 
 from __future__ import annotations
 

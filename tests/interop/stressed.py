@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,40 @@ from asyncqueue import Server, Worker
 from asyncqueue.config import Settings
 from tests.interop.tasks import server_with_tasks
 from tests.path.ledger import Ledger
+from tests.path.workers import CRASHED, crash_before_write
 
 
 def run(asked: dict[str, Any]) -> int:
     """Be the worker process that was asked for."""
     server = Server(broker=asked["broker"], backend=asked["backend"], settings=Settings.parse(asked["settings"]))
-    server_with_tasks(server, Ledger(Path(asked["ledger"])))
+    ledger = Ledger(Path(asked["ledger"]))
+    server_with_tasks(server, ledger)
+    if asked.get("crash_before_write"):
+        crash_before_write(server, asked["crash_before_write"], ledger)
+    if asked.get("crash_after_claim"):
+        _crash_after_claim(server)
 
     async def work() -> int:
         async with server:
             return await Worker(server).run()
 
     return asyncio.run(work())
+
+
+def _crash_after_claim(server: Server) -> None:
+    """The process dies as soon as it has claimed a group."""
+    make = server._stores.make
+
+    def stores() -> Any:
+        broker, backend = make()
+        assert backend is not None
+        claim = backend.claim_group
+
+        async def claim_group(*args: Any) -> Any:
+            await claim(*args)
+            os._exit(CRASHED)
+
+        backend.claim_group = claim_group  # type: ignore[method-assign, assignment]  # as any other call of it
+        return broker, backend
+
+    server._stores.make = stores  # type: ignore[method-assign]  # the one seam through which both come

@@ -7,9 +7,11 @@ broker counts, what ran the tasks themselves write down: neither is what a worke
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,16 +26,19 @@ from redis.asyncio import Redis
 from asyncqueue import Arg, Server, Signature
 from asyncqueue.builders import chord
 from asyncqueue.config import Settings
-from asyncqueue.errors import AsyncQueueError, ResultUnknown
+from asyncqueue.errors import AsyncQueueError, ResultUnknown, TaskFailed
 from asyncqueue.workflow import companion
+from asyncqueue.workflow_results import ChordResult
 from tests.conftest import unavailable
 from tests.interop.peer import GoClient, GoWorker
 from tests.interop.peer import Place as GoPlace
 from tests.interop.sent import Sent, sent_log
+from tests.interop.tasks import WHERE
 from tests.path.bench import Stores, eventually
 from tests.path.conftest import stores_of
 from tests.path.ledger import Ledger
 from tests.path.nursery import Child, Nursery, opened_nursery
+from tests.path.workers import CRASHED
 from tests.services import ServiceMissing
 from tests.services.machinery import MACHINERY
 
@@ -105,7 +110,7 @@ async def _under_kills(fleet: Fleet, tasks: int, chords: int, seed: int) -> None
         for version in MACHINERY:
             fleet.start_go(version)
         async with fleet.killed_by_the_second(random.Random(seed)) as kills:
-            senders = [_Ours(server), *(_Go(client) for client in clients), _Ours(server)]
+            senders: list[_Ours | _Go] = [_Ours(server), *map(_Go, clients), _Ours(server)]
             async with asyncio.timeout(PATIENCE + tasks), asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_send(sender, range(place, tasks, 4), range(place, chords, 4)))
@@ -116,9 +121,9 @@ async def _under_kills(fleet: Fleet, tasks: int, chords: int, seed: int) -> None
         sent = await log.all()
     await fleet.rest(server)
     assert kills, "nobody was killed"
-    _report(fleet, found, sent, kills)
+    print(f"{fleet.stores.kind}: {tasks} tasks, {chords} chords x {MEMBERS}: {_counts(fleet, found, sent, kills)}")
     _judge(fleet, found, sent, kills)
-    await _nothing_is_left_behind(fleet, found)
+    await _only_what_expires_is_left(fleet, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,56 +222,179 @@ async def _wait_for(server: Server, found: Found, patience: float) -> None:
         task.cancel()
 
 
-def _report(fleet: Fleet, found: Found, sent: Sent, kills: Sequence[int]) -> None:
-    starts, ends = fleet.ledger.counts("S"), fleet.ledger.counts("E")
-    whose = Counter("Go" if line.pid in fleet.in_go else "ours" for line in fleet.ledger.lines() if line.what == "E")
-    callbacks = found.callbacks
-    members_and_tasks = [each for asked in found.asked for each in asked.ids if each not in set(callbacks)]
-    print(
-        f"{fleet.stores.kind}: {len(members_and_tasks)} tasks and members, {len(callbacks)} callbacks, {len(kills)} kills:"
-        f" ended by {dict(whose)};"
-        f" begun once {sum(starts[each] == 1 for each in members_and_tasks)},"
-        f" more often {sum(starts[each] > 1 for each in members_and_tasks)},"
-        f" ended more than once {sum(ends[each] > 1 for each in members_and_tasks)};"
-        f" callbacks sent by our workers {sum(sent.by_our_workers[each] for each in callbacks)},"
-        f" by Go {sum(sent.by_others[each] for each in callbacks)},"
-        f" never {sum(not sent[each] for each in callbacks)}, more than once {sum(sent[each] > 1 for each in callbacks)},"
-        f" begun more than once {sum(starts[each] > 1 for each in callbacks)};"
-        f" without an end {sum(each.end not in found.values for each in found.asked)},"
-        f" wrong {sum(found.values.get(each.end, each.expected) != each.expected for each in found.asked)}"
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of it all; ``again`` are tasks and members that were begun more than once."""
+
+    kills: int
+    ended_by_us: int
+    ended_by_go: int
+    again: int
+    callbacks_sent_by_us: int
+    callbacks_sent_by_go: int
+    never_sent: int
+    sent_more: int
+    callbacks_begun_more: int
+    without_an_end: int
+    wrong: int
+
+
+def _counts(fleet: Fleet, found: Found, sent: Sent, kills: Sequence[int]) -> Counts:
+    starts, callbacks = fleet.ledger.counts("S"), found.callbacks
+    ends = [line.pid in fleet.in_go for line in fleet.ledger.lines() if line.what == "E"]
+    return Counts(
+        kills=len(kills),
+        ended_by_us=ends.count(False),
+        ended_by_go=ends.count(True),
+        again=sum(starts[task] > 1 for asked in found.asked for task in asked.ids if task not in set(callbacks)),
+        callbacks_sent_by_us=sum(sent.by_our_workers[each] for each in callbacks),
+        callbacks_sent_by_go=sum(sent.by_others[each] for each in callbacks),
+        never_sent=sum(not sent[each] for each in callbacks),
+        sent_more=sum(sent[each] > 1 for each in callbacks),
+        callbacks_begun_more=sum(starts[each] > 1 for each in callbacks),
+        without_an_end=sum(each.end not in found.values for each in found.asked),
+        wrong=sum(found.values.get(each.end, each.expected) != each.expected for each in found.asked),
     )
 
 
 def _judge(fleet: Fleet, found: Found, sent: Sent, kills: Sequence[int]) -> None:
-    starts = fleet.ledger.counts("S")
+    starts, callbacks = fleet.ledger.counts("S"), found.callbacks
     unended = [each for each in found.asked if each.end not in found.values]
     assert unended == [], f"without an end; begun: {[[starts[task] for task in each.ids] for each in unended]}"
     wrong = {each.end: found.values[each.end] for each in found.asked if found.values[each.end] != each.expected}
     assert wrong == {}
     asked = [task for each in found.asked for task in each.ids]
     assert [task for task in asked if not starts[task]] == [], "never begun"
-    killed = {line.task_id for line in fleet.ledger.lines() if line.pid in kills}
-    again = [task for task in asked if starts[task] > 1 and task not in killed and sent[task] < 2]
-    assert again == [], "begun again although nobody was killed who had begun it"
-    more = [each for each in found.callbacks if sent[each] > 1]
+    assert [each for each in callbacks if not sent[each]] == [], "never sent"
+    assert [each for each in callbacks if sent.by_our_workers[each] and sent.by_others[each]] == [], "sent by both"
+    assert [each for each in callbacks if sent.by_others[each] > 1] == [], "sent by Go more than once"
     # where results are in another store than messages: who is killed between sending and saying so sends once more
+    more = [each for each in callbacks if sent[each] > 1]
     assert len(more) <= (0 if fleet.stores.is_atomic else len(kills)), "sent more than once"
+    of_killed = {line.task_id for line in fleet.ledger.lines() if line.pid in kills}
+    again = [task for task in asked if starts[task] > 1 and task not in of_killed and sent[task] < 2]
+    assert again == [], "begun again although nobody was killed who had begun it"
 
 
-async def _nothing_is_left_behind(fleet: Fleet, found: Found) -> None:
-    """But results, which expire, and what says which queues there are."""
-    ids = {task for each in found.asked for task in each.ids}
+async def _only_what_expires_is_left(fleet: Fleet, found: Found) -> None:
+    """The results, the groups, and whom Go left waiting for nobody; and who our workers are."""
+    known = {task for each in found.asked for task in each.ids}
+    passing = re.compile(r"group_[0-9a-f-]+|{group_[0-9a-f-]+}:aq:left")
+    lasting = re.compile(r"aq:queues|{shared(\.aq)?}:aq:(workers|proc:\w+)")
+
     async with Redis.from_url(fleet.stores.backend, decode_responses=True) as client:
-        left = Counter[str]()
-        async for key in client.scan_iter(count=1_000):
-            if key not in ids:
-                expires = await client.ttl(key) > 0
-                left[f"{_shape_of(key)} {'expires' if expires else 'stays'}"] += 1
-        print("left:", dict(left))
+
+        async def look() -> bool:
+            keys = [key async for key in client.scan_iter(count=1_000)]
+            pipeline = client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.ttl(key)
+            stay = []
+            for key, seconds in zip(keys, await pipeline.execute(), strict=True):
+                if seconds < 0:
+                    stay.append(key)
+                else:
+                    assert key in known or passing.fullmatch(key), f"{key} is left"
+            assert [key for key in stay if not lasting.fullmatch(key)] == [], "they never expire"
+            alive = Counter(key.partition(":proc:")[0] for key in stay if ":proc:" in key)
+            return all(count <= OURS for count in alive.values())  # those of the killed go when their lease has ended
+
+        await eventually(look)
 
 
-def _shape_of(key: str) -> str:
-    return re.sub(r"[0-9a-f]{4,}(-[0-9a-f]+)*", "#", key)
+# — tasks that only one language knows —
+
+
+@pytest.mark.parametrize(("stores", "version"), [("redis", "v1"), ("rabbit+redis", "v2")], indirect=["stores"])
+async def test_tasks_that_only_go_knows_all_end_beside_two_workers_of_ours(fleet: Fleet, version: str) -> None:
+    await _known_to_some(fleet, version, 400, "go_only", f"go {version}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", MACHINERY)
+async def test_two_thousand_tasks_that_only_go_knows_all_end_beside_two_workers_of_ours(
+    fleet: Fleet, version: str
+) -> None:
+    await _known_to_some(fleet, version, 2_000, "go_only", f"go {version}")
+
+
+@pytest.mark.parametrize(("stores", "version"), [("redis", "v2"), ("rabbit+redis", "v1")], indirect=["stores"])
+async def test_tasks_that_only_we_know_all_end_beside_a_worker_in_go(fleet: Fleet, version: str) -> None:
+    await _known_to_some(fleet, version, 2_000, "py_only", WHERE)
+
+
+async def _known_to_some(fleet: Fleet, version: str, count: int, name: str, where: str) -> None:
+    """Tasks are run by those who know them; nothing is buried, and nothing is left."""
+    server = fleet.server()
+    results = await server.send_many([Signature(name=name) for _ in range(count)])
+    began = time.monotonic()
+    workers = [await fleet.start_ours() for _ in range(OURS)]
+    fleet.start_go(version)
+    async with asyncio.timeout(PATIENCE * 3):
+        values = Counter([await each.get() for each in results])
+    seconds = time.monotonic() - began
+    print(
+        f"{fleet.stores.kind}, {version}: {count} x {name} in {seconds:.1f} s ({count / seconds:.0f}/s)", began and ""
+    )
+    assert values == {where: count}
+    await fleet.is_empty(server, QUEUE, companion(QUEUE))
+    for worker in workers:
+        assert worker.is_running
+        await worker.kill()
+
+
+# — what a worker of ours leaves undone comes to one in Go —
+
+
+APART = pytest.mark.parametrize("stores", ["rabbit+redis"], indirect=True)
+"""Where a worker in Go is shown the messages of one of ours that dies."""
+
+
+@APART
+async def test_what_follows_a_group_is_not_lost_with_a_worker_of_ours_that_has_claimed_it(fleet: Fleet) -> None:
+    server = fleet.server()
+    for member, expected in ((_call("sleep", 0), "7,0"), (Signature(name="fail", args=(_text("oops"),)), "oops")):
+        sent = await server.send_chord(chord([member], _call("gather", 7)))
+        ours = await fleet.start_ours(crash_after_claim=True)
+        async with asyncio.timeout(PATIENCE):
+            assert await ours.ended() == CRASHED
+        await fleet.let_go_end("v1", server)
+        last = await fleet.start_ours()
+        assert expected in await _value_or_error(sent)
+        await last.kill()
+
+
+@APART
+@pytest.mark.long
+async def test_a_group_is_ended_before_whichever_write_a_worker_of_ours_dies(fleet: Fleet) -> None:
+    server = fleet.server()
+    for write in itertools.count(1):
+        sent = await server.send_chord(chord([_call("sleep", 0)], _call("gather", 7)))
+        ours = await fleet.start_ours(crash_before_write=write)
+        ended, value = asyncio.create_task(ours.ended()), asyncio.create_task(_value_or_error(sent))
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait({ended, value}, return_when=asyncio.FIRST_COMPLETED)
+        await ours.kill()
+        await fleet.let_go_end("v2", server)
+        last = await fleet.start_ours()
+        assert await value == "7,0"
+        await last.kill()
+        died_at = [line.task_id for line in fleet.ledger.lines() if line.what == "X" and line.pid == ours.pid]
+        if not died_at:
+            break
+        print(f"{write}: {died_at[0]}")
+    assert write > 8
+
+
+async def _value_or_error(sent: ChordResult[Any]) -> str:
+    try:
+        return str(await sent.get(PATIENCE))
+    except TaskFailed as exc:
+        return str(exc)
+
+
+def _text(value: str) -> Arg:
+    return Arg(type="string", value=value)
 
 
 # — what there is —
@@ -309,19 +437,20 @@ class Fleet:
         self.in_go[worker.pid] = worker
         return worker
 
-    async def start_ours(self) -> Child:
-        """One more worker of ours."""
+    async def start_ours(self, **crash: int) -> Child:
+        """One more worker of ours, which may be one that dies where tests.interop.stressed says."""
         return await self._nursery.start(
             "tests.interop.stressed",
             broker=self.stores.broker,
             backend=self.stores.backend,
             ledger=str(self.ledger.folder),
             settings=self._settings,
+            **crash,
         )
 
     @asynccontextmanager
     async def killed_by_the_second(self, chance: random.Random) -> AsyncIterator[Sequence[int]]:
-        """Workers of ours, one of which is killed each second, with another one in its place; the pids of the killed."""
+        """Workers of ours, one of which is killed each second, and replaced; the pids of the killed."""
         killed: list[int] = []
 
         async def kill() -> None:
@@ -344,16 +473,26 @@ class Fleet:
 
     async def rest(self, server: Server) -> None:
         """Wait until nothing is queued or held, then end the workers in Go."""
+        await self.is_empty(server, QUEUE, companion(QUEUE))
+        for worker in self.in_go.values():
+            await asyncio.to_thread(worker.stop)
+
+    async def let_go_end(self, version: str, server: Server) -> None:
+        """A worker in Go does all that is there, and ends."""
+        worker = self.start_go(version)
+        await self.is_empty(server, QUEUE)
+        await asyncio.to_thread(worker.stop)
+
+    async def is_empty(self, server: Server, *queues: str) -> None:
+        """Wait until nothing is in these queues."""
         inspector = await server.inspector()
 
         async def look() -> bool:
             # twice: a message may go from the one that is looked at second to the one that was looked at first
-            depths = [await inspector.depth(each) for each in 2 * (QUEUE, companion(QUEUE))]
+            depths = [await inspector.depth(each) for each in 2 * queues]
             return not any(each.pending + (each.dead or 0) for each in depths)
 
         await eventually(look)
-        for worker in self.in_go.values():
-            await asyncio.to_thread(worker.stop)
 
     async def close(self) -> None:
         for server in self._servers:
