@@ -108,7 +108,7 @@ def test_headers_that_go_can_write_are_let_through() -> None:
 
 async def test_arguments_by_name_are_for_functions_that_are_known_here() -> None:
     async with server_beside() as server:
-        with pytest.raises(ArgumentError, match="task other: its arguments are given by name, .* give them in order"):
+        with pytest.raises(ArgumentError, match=r"task other: its arguments are given by name, .* give them in order"):
             await server.send_task("other", first=1)
         await server.send_task("known", first=1)
 
