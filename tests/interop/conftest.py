@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -19,6 +21,8 @@ from tests.services import Rabbit, RedisServer, ServiceMissing, started
 from tests.services.machinery import MACHINERY
 
 pytest.register_assert_rewrite("tests.interop.rows")
+_DATABASES = itertools.count(1)
+"""To version 1 of Machinery, locks are in database 0."""
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +37,7 @@ def peers() -> None:
 
 @pytest.fixture(scope="session")
 def fleets_redis() -> Iterator[RedisServer]:
-    """A Redis for fleets alone, with a database for each pair: to version 1 of Machinery, locks are in database 0."""
+    """A Redis for fleets alone, each with a database of its own."""
     server = RedisServer(databases=64)
     try:
         with started(server):
@@ -66,19 +70,20 @@ async def fleet(
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """The table says of each behaviour on each pair what became of it."""
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    params: Any = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     match params:
         case {"fleet": Pair() as pair, "row": row}:
-            table.tell(item, pair.name, row.name, [f"{sender}→{runner}" for sender, runner in DIRECTIONS])
+            directions = [f"{sender}→{runner}" for sender, runner in DIRECTIONS]
+            table.tell(item, pair.name, row.name, row.place, directions)
 
 
 def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stack: ExitStack) -> Stores:
     """Places of a pair that are a fleet's alone. They are the session's own servers, but where somebody runs one."""
-    database = f"redis://127.0.0.1:{redis.port}/{1 + request.param_index % 63}"
+    database = f"redis://127.0.0.1:{redis.port}/{next(_DATABASES)}"
     amqp = stack.enter_context(_vhost(request)) if "rabbitmq" in (pair.broker, pair.backend) else ""
     brokers, environment = dict.fromkeys(QUEUES, database if pair.broker == "redis" else amqp), None
     if pair.broker == "pubsub":
-        host, project = request.getfixturevalue("shared_pubsub"), f"fleet-{secrets.token_hex(6)}"
+        host, project = request.getfixturevalue("shared_pubsub"), stack.enter_context(_project(request))
         brokers = {language: f"gcppubsub://{project}/{queue}" for language, queue in QUEUES.items()}
         brokers[PY] += f"?emulator={host}"
         environment = os.environ | {"PUBSUB_EMULATOR_HOST": host}
@@ -93,6 +98,14 @@ def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stac
             parts = urlsplit(request.getfixturevalue("shared_mongo"))
             backend = urlunsplit(parts._replace(path="/machinery"))
     return Stores(pair, brokers, backend, f"127.0.0.1:{redis.port}", environment)
+
+
+@contextmanager
+def _project(request: pytest.FixtureRequest) -> Iterator[str]:
+    client, name = request.getfixturevalue("pubsub_client"), f"fleet-{secrets.token_hex(6)}"
+    yield name
+    for each in client.list_subscriptions(project=f"projects/{name}"):  # pstest looks after those that are left
+        client.delete_subscription(subscription=each.name)
 
 
 @contextmanager

@@ -108,7 +108,9 @@ class PythonClient:
                 return None
             return result
 
-        return await eventually(look)
+        found = await eventually(look)
+        assert found is not None
+        return found
 
     async def _values(self, result: AsyncResult[Any]) -> Values:
         value = await result.get(DEADLINE)
@@ -186,6 +188,8 @@ class Fleet:
     python: PythonClient = field(init=False)
     in_go: dict[str, GoClient] = field(default_factory=dict)
     workers: dict[str, GoWorker | Child] = field(default_factory=dict)
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """For those who pause workers and wait for others meanwhile."""
     _paused: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -273,8 +277,8 @@ async def fleet_on(stores: Stores, folder: Path, nursery: Nursery) -> AsyncItera
         fleet = Fleet(stores, folder, server, Ledger(folder / "ledger"), nursery)
         if stores.pair.broker == "pubsub":
             broker = (await server.connected()).broker
-            for version in VERSIONS:  # to Go, a subscription that is not there is an error
-                await broker.fetch(QUEUES[version], 1, 0.0)
+            for queue in QUEUES.values():  # to Go, a topic or a subscription that is not there is an error
+                await broker.fetch(queue, 1, 0.0)
         for version in VERSIONS:
             client = GoClient(version, stores.place(version))
             fleet.in_go[version] = await stack.enter_async_context(client)
@@ -317,18 +321,14 @@ class Leg:
         else:
             await self.client.send(*signatures, kind=kind, callback=callback)
 
-    async def results(
-        self, *asked: Signature, kind: str = "task", go_reads: Sequence[bool] | None = None
-    ) -> list[Values]:
-        """What became of them, as both languages read it; those that Go can read."""
+    async def results(self, *asked: Signature, kind: str = "task", go_reads: bool = True) -> list[Values]:
+        """What became of them, as both languages read it, if Go can."""
         ids = [each.uuid for each in asked]
         ours = await self.fleet.python.get(*ids, kind=kind)  # first: from RabbitMQ, Go takes what it reads
-        places = [place for place in range(len(ours)) if go_reads is None or go_reads[place]]
-        readable = ids if go_reads is None else [ids[place] for place in places]
-        theirs = await self.fleet.in_go[self.version].get(*readable, kind=kind) if readable else []
-        for place, values in zip(places, theirs, strict=True):
-            in_python = [(name, arguments.decode(name, value)) for name, value in values]
-            as_in_go = [(name.replace("[]byte", "[]uint8"), value) for name, value in ours[place]]
+        if go_reads:
+            theirs = await self.fleet.in_go[self.version].get(*ids, kind=kind)
+            in_python = [[(name, arguments.decode(name, value)) for name, value in values] for values in theirs]
+            as_in_go = [[(name.replace("[]byte", "[]uint8"), value) for name, value in values] for values in ours]
             assert shown(in_python) == shown(as_in_go), "Go and Python read different results"
         return ours
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+_Row = tuple[str, str, int, Sequence[str]]
+_Cell = tuple[str, str, str]
 _ROW = "interop-row"
 _CELL = "interop-cell"
 _BLOCKS = 2
 """How many pairs stand side by side."""
 
 
-def tell(item: pytest.Item, pair: str, row: str, directions: Sequence[str]) -> None:
-    """Note which cells an item is about: they are shown also where it does not run."""
-    item.user_properties.append((_ROW, (pair, row, tuple(directions))))
+def tell(item: pytest.Item, pair: str, row: str, place: int, directions: Sequence[str]) -> None:
+    """Note which cells an item is about: they are shown also where it does not run. ``place`` is that of the row."""
+    item.user_properties.append((_ROW, (pair, row, place, tuple(directions))))
 
 
 def note(item: pytest.Item, direction: str, outcome: str, reason: str = "") -> None:
@@ -50,13 +52,18 @@ class _Table:
     """Cells by pair, row and direction."""
 
     cells: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(
-        self, about: tuple[str, str, Sequence[str]], noted: Sequence[tuple[str, str, str]], otherwise: str, reason: str
+        self,
+        about: tuple[str, str, int, Sequence[str]],
+        noted: Sequence[tuple[str, str, str]],
+        otherwise: str,
+        reason: str,
     ) -> None:
-        pair, row, directions = about
+        pair, row, self.places[row], directions = about
         known = {direction: (outcome, why) for direction, outcome, why in noted}
         cells = self.cells.setdefault(pair, {}).setdefault(row, {})
         for direction in directions:
@@ -78,8 +85,7 @@ class _Table:
         directions = {pair: list(next(iter(self.cells[pair].values()))) for pair in pairs}
         yield " " * width + "".join(f"   {pair:{6 * len(directions[pair])}}" for pair in pairs).rstrip()
         yield " " * width + "".join("  " + "".join(f" {each:^5}" for each in directions[pair]) for pair in pairs)
-        rows = dict.fromkeys(row for pair in pairs for row in self.cells[pair])
-        for row in rows:
+        for row in sorted({row for pair in pairs for row in self.cells[pair]}, key=lambda row: self.places[row]):
             cells = (
                 "  " + "".join(f" {self.cells[pair].get(row, {}).get(each, ''):^5}" for each in directions[pair])
                 for pair in pairs

@@ -41,7 +41,7 @@ def echo_all(annotations: Sequence[Any]) -> Callable[..., Any]:
         return given
 
     hints = {f"given_{place}": each for place, each in enumerate(annotations)}
-    echoing.__annotations__ = {**hints, "return": tuple[*annotations]}
+    echoing.__annotations__ = {**hints, "return": GenericAlias(tuple, tuple(annotations))}
     parameters = [Parameter(name, Parameter.POSITIONAL_ONLY) for name in hints]
     echoing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # functions may have one of their own
     return echoing

@@ -15,40 +15,51 @@ from tests.interop.fleet import DIRECTIONS, Fleet, Leg, Pair
 from tests.interop.peer import DEADLINE
 from tests.interop.rows import ROWS, Impossible, Row
 
-IN_FULL = (("redis", "redis"), ("rabbitmq", "redis"))
-PAIRS = sorted(
-    (
-        Pair(broker, backend, (broker, backend) in IN_FULL)
-        for broker in ("redis", "rabbitmq", "pubsub")
-        for backend in ("redis", "rabbitmq", "memcached", "mongodb")
-    ),
-    key=lambda pair: not pair.in_full,
-)
-CASES = [
-    pytest.param(pair, row, id=f"{pair.broker}+{pair.backend}-{row.name}")
-    for pair in PAIRS
-    for row in ROWS
-    if row.is_core or pair.in_full
+IN_FULL = (Pair("redis", "redis", in_full=True), Pair("rabbitmq", "redis", in_full=True))
+OTHERS = [
+    Pair(broker, backend)
+    for broker in ("redis", "rabbitmq", "pubsub")
+    for backend in ("redis", "rabbitmq", "memcached", "mongodb")
+    if (broker, backend) not in {(pair.broker, pair.backend) for pair in IN_FULL}
 ]
 
+on_a_fleet = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(("fleet", "row"), CASES, indirect=["fleet"])
+
+def pairs(found: Sequence[Pair]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("fleet", found, ids=[each.name for each in found], indirect=True)
+
+
+def rows(found: Sequence[Row]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", found, ids=[each.name for each in found])
+
+
+@on_a_fleet
+@pairs(IN_FULL)
+@rows(ROWS)
+async def test_python_and_go_do_all_of_it_together(fleet: Fleet, row: Row, request: pytest.FixtureRequest) -> None:
+    await _in_all_directions(fleet, row, request.node)
+
+
+@on_a_fleet
+@pairs(OTHERS)
+@rows([row for row in ROWS if row.is_core])
 async def test_python_and_go_work_together(fleet: Fleet, row: Row, request: pytest.FixtureRequest) -> None:
+    await _in_all_directions(fleet, row, request.node)
+
+
+async def _in_all_directions(fleet: Fleet, row: Row, item: pytest.Item) -> None:
     legs = [Leg(fleet, sender, runner) for sender, runner in DIRECTIONS]
-    if row.together:
-        ends: Sequence[Exception | str | None] = await asyncio.gather(*(_tried(row, leg) for leg in legs))
-    else:
-        ends = [await _tried(row, leg) for leg in legs]
+    ends = await asyncio.gather(*(_tried(row, leg) for leg in legs))
     failures = []
     for leg, end in zip(legs, ends, strict=True):
         match end:
             case None | str():
-                table.note(request.node, leg.name, "ok", end or "")
+                table.note(item, leg.name, "ok", end or "")
             case Impossible():
-                table.note(request.node, leg.name, "", str(end))
+                table.note(item, leg.name, "", str(end))
             case Exception():
-                table.note(request.node, leg.name, "FAIL")
+                table.note(item, leg.name, "FAIL")
                 end.add_note(f"{row.name}, {leg.name}, {fleet.pair.name}")
                 failures.append(end)
     if failures:
