@@ -32,6 +32,7 @@ from asyncqueue.signature import Arg, Signature
 from asyncqueue.state import State
 from asyncqueue.workflow import OnFailure, tasks_in
 from tests.path.bench import PATIENCE, Bench, Stores, in_time, nothing_is_queued, reaches
+from tests.path.conftest import ATOMIC
 from tests.path.shapes import (
     Computed,
     Failed,
@@ -308,7 +309,14 @@ async def test_a_failure_anywhere_in_any_nesting_fails_what_needs_it_and_no_more
         await run_all(server, Steps(server), failing_nestings(on_failure, every=7))
 
 
-async def test_a_failure_anywhere_on_two_stores_fails_what_needs_it_and_no_more(stores: Stores, bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "stores",
+    ["redis+sqlite", "sqlite+redis", *(pytest.param(kind, marks=pytest.mark.long) for kind in ATOMIC)],
+    indirect=True,
+)
+async def test_a_failure_anywhere_fails_what_needs_it_and_no_more_with_two_workers(
+    stores: Stores, bench: Bench
+) -> None:
     server = bench.server()
     other = bench.server()
     steps = Steps(server)

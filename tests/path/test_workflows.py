@@ -45,6 +45,7 @@ from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
 from asyncqueue.workflow_results import Progress
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
+from tests.path.conftest import FAR, FORMS, KINDS
 from tests.path.shapes import (
     Computed,
     Fan,
@@ -97,8 +98,18 @@ async def agrees(handle: Any, expected: Computed) -> None:
         await agrees(part, its)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_every_nesting_comes_to_what_plain_python_does(everywhere: Stores, bench: Bench, workers: int) -> None:
+async def test_every_nesting_comes_to_what_plain_python_does(everywhere: Stores, bench: Bench) -> None:
+    await every_nesting_comes_to_what_plain_python_does(bench, workers=2)
+
+
+@pytest.mark.parametrize(
+    "everywhere", [*KINDS, *(pytest.param(kind, marks=pytest.mark.long) for kind in FAR), *FORMS], indirect=True
+)
+async def test_one_worker_alone_comes_to_what_plain_python_does(everywhere: Stores, bench: Bench) -> None:
+    await every_nesting_comes_to_what_plain_python_does(bench, workers=1)
+
+
+async def every_nesting_comes_to_what_plain_python_does(bench: Bench, workers: int) -> None:
     async with at_work(bench, workers) as (server, steps):
         handles = {name: await server.send(steps.built(shape)) for name, shape in NESTINGS.items()}
         values = {name: await handle.get(PATIENCE) for name, handle in handles.items()}
