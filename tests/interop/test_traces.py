@@ -68,8 +68,8 @@ async def test_a_chord_with_members_in_go_is_one_trace(
     callback: str, traced: Server, exporter: InMemorySpanExporter
 ) -> None:
     members = [call("where", to=to) for to in (HERE, V1, V2)]
-    after = call("record", "done", to=HERE)  # behind a callback in Go, it is ours again
-    joining = call("join", to=callback).with_changes(on_success=(after,), immutable=True)
+    after = call("record", to=HERE)  # behind a callback in Go, it is ours again
+    joining = call("join", to=callback, on_success=(after,))
     result = await traced.send_chord(chord(members, joining))
     assert await result.get(PATIENCE) == "python,go v1,go v2"
     ours = ["join", "record", "where"] if callback == HERE else ["record", "where"]
