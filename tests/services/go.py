@@ -71,6 +71,8 @@ class GoBuild:
             options = ["-mod=readonly", "-trimpath", "-buildvcs=false"]
             command = [go, "build", *options, "-o", str(built / self.name), "."]
             environment = os.environ | ENVIRONMENT | {"GOTOOLCHAIN": "local"}
+            if go != GO.path:
+                environment["GOROOT"] = str(Path(go).parents[1])  # not that of the installed one
             if subprocess.run(command, cwd=sources, env=environment, stdin=subprocess.DEVNULL, check=False).returncode:
                 raise ServiceMissing(f"{self.serves}: Go could not build {self.title}")
             built.rename(self.folder)
