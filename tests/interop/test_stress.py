@@ -27,7 +27,8 @@ from asyncqueue import Arg, Server, Signature
 from asyncqueue.builders import chord
 from asyncqueue.config import Settings
 from asyncqueue.errors import AsyncQueueError, ResultUnknown, TaskFailed
-from asyncqueue.workflow import companion
+from asyncqueue.wire import decode_state
+from asyncqueue.workflow import WATCH, companion
 from asyncqueue.workflow_results import ChordResult
 from tests.conftest import unavailable
 from tests.interop.peer import GoClient, GoWorker
@@ -93,22 +94,25 @@ async def fleet(stores: Stores, ledger: Ledger, tmp_path: Path) -> AsyncIterator
 async def test_what_workers_of_ours_held_that_are_killed_beside_workers_in_go_is_run_and_callbacks_are_sent_once(
     fleet: Fleet, seed: int
 ) -> None:
-    await _under_kills(fleet, 1_000, 100, seed)
+    await _under_kills(fleet, 400, 40, seed)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("each", [1, 2])
 async def test_five_thousand_tasks_and_five_hundred_chords_are_run_and_callbacks_sent_once(
-    fleet: Fleet, seed: int
+    fleet: Fleet, seed: int, each: int
 ) -> None:
-    await _under_kills(fleet, 5_000, 500, seed)
+    await _under_kills(fleet, 5_000, 500, seed, each)
 
 
-async def _under_kills(fleet: Fleet, tasks: int, chords: int, seed: int) -> None:
-    """Half of it is sent by us, half by Go; all of it ends as it should, or an assertion fails."""
+async def _under_kills(fleet: Fleet, tasks: int, chords: int, seed: int, each: int = 1) -> None:
+    """Half of it is sent by us, half by Go; all of it ends as it should, or an assertion fails. ``each`` is how many
+    workers in Go there are of each version."""
     server = fleet.server()
     async with sent_log(fleet.stores.broker, QUEUE) as log, fleet.clients() as clients:
         for version in MACHINERY:
-            fleet.start_go(version)
+            for _ in range(each):
+                fleet.start_go(version)
         async with fleet.killed_by_the_second(random.Random(seed)) as kills:
             senders: list[_Ours | _Go] = [_Ours(server), *map(_Go, clients), _Ours(server)]
             async with asyncio.timeout(PATIENCE + tasks), asyncio.TaskGroup() as group:
@@ -277,24 +281,25 @@ def _judge(fleet: Fleet, found: Found, sent: Sent, kills: Sequence[int]) -> None
 
 
 async def _only_what_expires_is_left(fleet: Fleet, found: Found) -> None:
-    """The results, the groups, and whom Go left waiting for nobody; and who our workers are."""
+    """The results, the groups, whose ends Go has sent unseen by us, what looked after groups; and who our workers
+    are."""
     known = {task for each in found.asked for task in each.ids}
     passing = re.compile(r"group_[0-9a-f-]+|{group_[0-9a-f-]+}:aq:left")
     lasting = re.compile(r"aq:queues|{shared(\.aq)?}:aq:(workers|proc:\w+)")
 
-    async with Redis.from_url(fleet.stores.backend, decode_responses=True) as client:
+    async with Redis.from_url(fleet.stores.backend) as client:
 
         async def look() -> bool:
-            keys = [key async for key in client.scan_iter(count=1_000)]
+            keys = [key.decode() async for key in client.scan_iter(count=1_000)]
             pipeline = client.pipeline(transaction=False)
             for key in keys:
                 pipeline.ttl(key)
-            stay = []
-            for key, seconds in zip(keys, await pipeline.execute(), strict=True):
-                if seconds < 0:
-                    stay.append(key)
-                else:
-                    assert key in known or passing.fullmatch(key), f"{key} is left"
+            lives = dict(zip(keys, await pipeline.execute(), strict=True))
+            stay = [key for key, seconds in lives.items() if seconds == -1]
+            others = [key for key in lives.keys() - known - set(stay) if not passing.fullmatch(key)]
+            found = await client.mget(others) if others else ()
+            names = {decode_state(json).task_name for json in found if isinstance(json, bytes)}
+            assert names <= {WATCH}, f"left behind: {others}"
             assert [key for key in stay if not lasting.fullmatch(key)] == [], "they never expire"
             alive = Counter(key.partition(":proc:")[0] for key in stay if ":proc:" in key)
             return all(count <= OURS for count in alive.values())  # those of the killed go when their lease has ended
@@ -307,7 +312,7 @@ async def _only_what_expires_is_left(fleet: Fleet, found: Found) -> None:
 
 @pytest.mark.parametrize(("stores", "version"), [("redis", "v1"), ("rabbit+redis", "v2")], indirect=["stores"])
 async def test_tasks_that_only_go_knows_all_end_beside_two_workers_of_ours(fleet: Fleet, version: str) -> None:
-    await _known_to_some(fleet, version, 400, "go_only", f"go {version}")
+    await _known_to_some(fleet, version, 200, "go_only", f"go {version}")
 
 
 @pytest.mark.long
@@ -320,6 +325,12 @@ async def test_two_thousand_tasks_that_only_go_knows_all_end_beside_two_workers_
 
 @pytest.mark.parametrize(("stores", "version"), [("redis", "v2"), ("rabbit+redis", "v1")], indirect=["stores"])
 async def test_tasks_that_only_we_know_all_end_beside_a_worker_in_go(fleet: Fleet, version: str) -> None:
+    await _known_to_some(fleet, version, 500, "py_only", WHERE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", MACHINERY)
+async def test_two_thousand_tasks_that_only_we_know_all_end_beside_a_worker_in_go(fleet: Fleet, version: str) -> None:
     await _known_to_some(fleet, version, 2_000, "py_only", WHERE)
 
 
@@ -328,8 +339,8 @@ async def _known_to_some(fleet: Fleet, version: str, count: int, name: str, wher
     server = fleet.server()
     results = await server.send_many([Signature(name=name) for _ in range(count)])
     began = time.monotonic()
-    workers = [await fleet.start_ours() for _ in range(OURS)]
     fleet.start_go(version)
+    workers = [await fleet.start_ours() for _ in range(OURS)]
     async with asyncio.timeout(PATIENCE * 3):
         values = Counter([await each.get() for each in results])
     seconds = time.monotonic() - began
@@ -457,9 +468,12 @@ class Fleet:
             while True:
                 await asyncio.sleep(BETWEEN_KILLS)
                 victim = chance.randrange(OURS)
-                assert workers[victim].is_running, "a worker ended by itself"
-                await workers[victim].kill()
-                killed.append(workers[victim].pid)
+                if workers[victim].is_running:
+                    await workers[victim].kill()
+                    killed.append(workers[victim].pid)
+                else:  # it could not reach a server in time that is as busy as this one
+                    begun = [line for line in self.ledger.lines() if line.pid == workers[victim].pid]
+                    assert begun == [], "a worker that had begun to work ended by itself"
                 workers[victim] = await self.start_ours()
 
         workers = [await self.start_ours() for _ in range(OURS)]
@@ -476,6 +490,7 @@ class Fleet:
         await self.is_empty(server, QUEUE, companion(QUEUE))
         for worker in self.in_go.values():
             await asyncio.to_thread(worker.stop)
+            assert worker.said().count("Waiting for messages") == 1, "a worker in Go has restarted its consumer"
 
     async def let_go_end(self, version: str, server: Server) -> None:
         """A worker in Go does all that is there, and ends."""
