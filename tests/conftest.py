@@ -347,7 +347,7 @@ def shared_memcache() -> Iterator[str]:
 @pytest.fixture
 def memcache_url(shared_memcache: str) -> Iterator[str]:
     """``memcache://…,…``: memcached that are empty, and this test's alone for as long as it runs."""
-    with _turn("memcached") if os.environ.get("MEMCACHE_URL") else nullcontext():
+    with turn("memcached") if os.environ.get("MEMCACHE_URL") else nullcontext():
         memcached.empty(shared_memcache)
         yield shared_memcache
 
@@ -437,7 +437,7 @@ def _start(server: AnyServer) -> AnyServer:
 
 
 @contextmanager
-def _turn(name: str) -> Iterator[None]:
+def turn(name: str) -> Iterator[None]:
     """Wait until no other process has this turn: for a service in which tests cannot keep out of each other's way."""
     with Path(gettempdir(), f"asyncqueue-tests-{name}.turn").open("w") as file:
         flock(file, LOCK_EX)

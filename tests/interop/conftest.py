@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import pytest_asyncio
 
-from tests.conftest import unavailable
+from tests.conftest import turn, unavailable
 from tests.interop import table
 from tests.interop.fleet import DIRECTIONS, PY, QUEUES, Fleet, Pair, Stores, fleet_on
 from tests.path.nursery import Nursery, opened_nursery
@@ -93,6 +93,8 @@ def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stac
         case "rabbitmq":
             backend = amqp
         case "memcached":
+            if os.environ.get("MEMCACHE_URL"):  # others empty it
+                stack.enter_context(turn("memcached"))
             backend = request.getfixturevalue("shared_memcache")
         case _:  # Go looks into this database, whatever its URL says
             parts = urlsplit(request.getfixturevalue("shared_mongo"))

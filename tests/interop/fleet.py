@@ -188,6 +188,7 @@ class Fleet:
     python: PythonClient = field(init=False)
     in_go: dict[str, GoClient] = field(default_factory=dict)
     workers: dict[str, GoWorker | Child] = field(default_factory=dict)
+    renewed: int = 0
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     """For those who pause workers and wait for others meanwhile."""
     _paused: Counter[str] = field(default_factory=Counter)
@@ -225,10 +226,27 @@ class Fleet:
         try:
             yield worker
         finally:
-            if isinstance(worker, GoWorker):
-                await asyncio.to_thread(worker.kill)
-            else:
-                await worker.kill()
+            await _killed(worker)
+
+    async def stop(self) -> None:
+        """The end of its workers."""
+        for each in self.workers.values():
+            await _killed(each)
+
+    async def gave_up_in_go(self, error: Exception, renewed: int) -> bool:
+        """Whether an error may be one of Go's that waits no longer: its client of Memcached does so after half a
+        second. Its workers may have lost what they held, and there are new ones, which are counted in ``renewed``."""
+        async with self.alone:
+            workers = {version: each for version, each in self.workers.items() if isinstance(each, GoWorker)}
+            if self.renewed == renewed and TOO_SLOW in "".join(
+                [str(error), *(each.said() for each in workers.values())]
+            ):
+                self.renewed += 1
+                for version, each in workers.items():
+                    await _killed(each)
+                    each.log.unlink()
+                    self.workers[version] = await self.start(version)
+        return self.renewed > renewed
 
     @asynccontextmanager
     async def scheduling(self, version: str, spec: str, name: str, task: Signature) -> AsyncIterator[None]:
@@ -269,6 +287,17 @@ class Fleet:
                     os.kill(self.workers[each].pid, signal.SIGCONT)
 
 
+TOO_SLOW = "i/o timeout"
+"""What Go says then."""
+
+
+async def _killed(worker: GoWorker | Child) -> None:
+    if isinstance(worker, GoWorker):
+        await asyncio.to_thread(worker.kill)
+    else:
+        await worker.kill()
+
+
 @asynccontextmanager
 async def fleet_on(stores: Stores, folder: Path, nursery: Nursery) -> AsyncIterator[Fleet]:
     """A fleet that works."""
@@ -282,8 +311,9 @@ async def fleet_on(stores: Stores, folder: Path, nursery: Nursery) -> AsyncItera
         for version in VERSIONS:
             client = GoClient(version, stores.place(version))
             fleet.in_go[version] = await stack.enter_async_context(client)
+        stack.push_async_callback(fleet.stop)
         for language in LANGUAGES:
-            fleet.workers[language] = await stack.enter_async_context(fleet.working(language))
+            fleet.workers[language] = await fleet.start(language)
         yield fleet
 
 
