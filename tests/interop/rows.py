@@ -178,19 +178,19 @@ async def retry(leg: Leg) -> None:
     assert (last.uuid, last.retry_count, last.retry_timeout) == (retried.uuid, 0, waits[-1])
     assert last.eta is not None
     assert last.eta / NANOSECONDS >= sent_at + sum(waits)
-    assert now() >= last.eta / NANOSECONDS
+    assert now() >= last.eta / NANOSECONDS - GRAIN
     assert (last.headers or {}).get("x-tenant") == "é"
     assert await leg.result(flaky) == [("int64", 2)]
     assert await leg.failure(failing) == text_of(leg.runner, "oops")
 
 
 async def retry_later(leg: Leg) -> None:
-    """Not earlier than it was asked for, and without using up a retry."""
+    """Not earlier than it was asked for."""
     asked = call("later", 1, LONG_ENOUGH * 1000, to=leg.runner)
     sent_at = now()
     await leg.send(asked)
     assert await leg.result(asked) == [("int64", 2)]
-    assert now() >= sent_at + LONG_ENOUGH
+    assert now() >= sent_at + LONG_ENOUGH - GRAIN
 
 
 LONG_ENOUGH = 2
@@ -205,7 +205,7 @@ async def eta(leg: Leg) -> None:
     assert min(leg.fleet.began_at(asked.uuid)) >= due - GRAIN
 
 
-GRAIN = 0.001
+GRAIN = 0.002
 """Seconds: Go counts a delay on RabbitMQ in whole milliseconds, and leaves out what is over."""
 
 
