@@ -72,7 +72,7 @@ class _Table:
             cells[direction] = "/".join(filter(None, (outcome, number)))
 
     def lines(self) -> Iterator[str]:
-        pairs = sorted(self.cells, key=lambda pair: -len(self.cells[pair]))
+        pairs = sorted(self.cells, key=lambda pair: (-len(self.cells[pair]), pair))
         width = max(len(row) for rows in self.cells.values() for row in rows)
         for start in range(0, len(pairs), _BLOCKS):
             yield from self._block(pairs[start : start + _BLOCKS], width)
