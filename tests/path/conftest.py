@@ -12,16 +12,18 @@ import pytest_asyncio
 from asyncqueue.engine import consumer
 from tests.path.bench import Bench, Place, Stores
 
-KINDS = ("memory", "sqlite", "redis", "redis+sqlite", "sqlite+redis")
+KINDS = ("memory", "sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
 ATOMIC = ("memory", "sqlite", "redis")
 FAR = ("rabbit+redis", "sqs+redis", "pubsub+redis", "cluster")
 """Brokers that are services of their own kind. They are slower, so that not every test runs on them."""
+ONE_FAR = ("rabbit+redis", *(pytest.param(kind, marks=pytest.mark.long) for kind in FAR if kind != "rabbit+redis"))
+"""The same, for what depends on a broker in nothing but what the contract of brokers says."""
 FORMS = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("socket", "tls", "sentinel"))
 """Other ways to one Redis."""
 SENTINEL = pytest.param("sentinel", marks=pytest.mark.long)
 BACKENDS = ("memory", "sqlite", "redis", SENTINEL, "cluster", "rabbit", "mongo", "dynamodb", "memcache")
 """Services that keep results."""
-DURABLE = ("sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
+DURABLE = KINDS[1:]
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +56,9 @@ def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     return stores_of(request.param, request, tmp_path)
 
 
-@pytest.fixture(params=(*KINDS, *FAR, *FORMS, "eager"))
+@pytest.fixture(params=(*KINDS, *ONE_FAR, *FORMS, "eager"))
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """As ``everywhere``, and eager too."""
+    """As ``stores``, on another broker, and eager too."""
     return stores_of(request.param, request, tmp_path)
 
 

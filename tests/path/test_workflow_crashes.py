@@ -115,19 +115,30 @@ class Case:
         return [each.uuid for each in (callback.on_error or ())] if callback is not None else []
 
 
+ALL = tuple(shape for shape in SHAPES if shape != "timeout")
+SOME = ("fail", "group, group", "add")
+
+
 @pytest.mark.parametrize(
-    "durable",
-    ["redis", "redis+sqlite", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("sqlite", "sqlite+redis"))],
-    indirect=True,
+    ("durable", "shapes"),
+    [
+        ("redis", ALL),
+        ("redis+sqlite", SOME),
+        *(pytest.param(kind, ALL, marks=pytest.mark.long) for kind in ("sqlite", "redis+sqlite", "sqlite+redis")),
+    ],
+    indirect=["durable"],
+    ids=lambda value: {ALL: "all", SOME: "some"}.get(value, value),
 )
-async def test_a_worker_may_die_before_any_write(durable: Stores, tmp_path: Path, nursery: Nursery) -> None:
+async def test_a_worker_may_die_before_any_write(
+    durable: Stores, shapes: Sequence[str], tmp_path: Path, nursery: Nursery
+) -> None:
     async with send_log(durable) if durable.kind == "redis" else nullcontext() as log:
 
         async def crash(shape: str, n: int) -> str:
             async with _case(durable, tmp_path, shape, f"{shape.replace(', ', '-')}-{n}") as case:
                 return await _worker_dies(case, shape, n, nursery, log)
 
-        found = await _enumerated({shape: partial(crash, shape) for shape in SHAPES if shape != "timeout"})
+        found = await _enumerated({shape: partial(crash, shape) for shape in shapes})
     for shape, outcomes in found.items():
         print(f"{durable.kind}, {shape}: {_told(outcomes)}")
 

@@ -45,7 +45,7 @@ from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
 from asyncqueue.workflow_results import Progress
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
-from tests.path.conftest import FAR, FORMS, KINDS
+from tests.path.conftest import FORMS, KINDS, ONE_FAR
 from tests.path.shapes import (
     Computed,
     Fan,
@@ -102,9 +102,7 @@ async def test_every_nesting_comes_to_what_plain_python_does(everywhere: Stores,
     await every_nesting_comes_to_what_plain_python_does(bench, workers=2)
 
 
-@pytest.mark.parametrize(
-    "everywhere", [*KINDS, *(pytest.param(kind, marks=pytest.mark.long) for kind in FAR), *FORMS], indirect=True
-)
+@pytest.mark.parametrize("everywhere", [*KINDS, *ONE_FAR, *FORMS], indirect=True)
 async def test_one_worker_alone_comes_to_what_plain_python_does(everywhere: Stores, bench: Bench) -> None:
     await every_nesting_comes_to_what_plain_python_does(bench, workers=1)
 
