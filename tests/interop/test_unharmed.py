@@ -259,7 +259,7 @@ async def _keys_have_their_types(fleet: Fleet) -> None:
     queues |= {companion(queue) for queue in queues}
     async with Redis.from_url(fleet.stores.brokers[PY], decode_responses=True) as redis:
         for key in map(str, await redis.keys()):
-            found = await redis.type(key)
+            found = str(await redis.type(key))
             if found == "none":  # it has gone meanwhile
                 continue
             if key in queues:
