@@ -9,10 +9,11 @@ from dataclasses import replace
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Inspector, Message, Settled, Unsettled
 from asyncqueue.clock import Clock
-from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.execution import Execution, Ran
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import Overdue, Succeeded, settled
 from asyncqueue.engine.settlement import Outgoing, Settlement, Submission, WholeSettlement
+from asyncqueue.workflow import WATCH
 
 
 class EagerSettlement:
@@ -66,13 +67,18 @@ class EagerRunner:
             for delivery in await broker.fetch(queue, 1, 0.0):
                 # in an asyncio task of its own: the context of the task must not stay with the sender
                 ran = await asyncio.create_task(self._execution.run(delivery))
-                # no time passes here, so no group's time is ever over
-                outcome = Succeeded(()) if isinstance(ran.outcome, Overdue) else ran.outcome
+                outcome = Succeeded(()) if _is_for_later(ran) else ran.outcome
                 item = settled(delivery, ran.signature, outcome, self._rules(), self._clock.now_ns())
                 if item is not None:
                     await self._settlement.settle([item])
                 return True
         return False
+
+
+def _is_for_later(ran: Ran) -> bool:
+    """Whether a run looked at a group from outside. No time passes here, so no group's time is ever over; and nobody
+    but us ends any, so a watch would be run again and again before the members."""
+    return isinstance(ran.outcome, Overdue) or (ran.signature is not None and ran.signature.name == WATCH)
 
 
 def _at_once(item: Settled) -> Settled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from uuid import uuid4
@@ -204,6 +205,18 @@ def test_a_group_that_go_may_be_part_of_is_looked_after() -> None:
     }
 
 
+async def test_an_eager_server_has_nobody_to_look_after() -> None:
+    settings = Settings(go_compat=True, go_queues=("z",), default_queue="a")  # so the watch is found before the members
+    async with Server("eager", settings=settings) as server:
+
+        @server.task(queue="z")
+        async def add(*numbers: int) -> int:
+            return sum(numbers)
+
+        handle = await asyncio.wait_for(server.send_chord(chord([add.s(1), add.s(2)], add.s(3))), 30)
+        assert await handle.get(timeout=10) == 6
+
+
 def test_built_in_tasks_beside_queues_of_go_go_where_workers_of_ours_are() -> None:
     server = server_beside(GOS)
     entries = server._compiled(group(total(), total()) | group(total(), total()) | total("other")).entries
@@ -211,6 +224,18 @@ def test_built_in_tasks_beside_queues_of_go_go_where_workers_of_ours_are() -> No
     without = server_beside(is_on=False)
     entries = without._compiled(group(total(), total()) | group(total(), total()) | total("other")).entries
     assert {each.routing_key for each in tasks_in(entries) if each.name.startswith("aq.")} == {"go.aq"}
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_callbacks_without_a_queue_are_sent_to_ours_by_go_too(is_on: bool) -> None:
+    async with server_beside(is_on=is_on) as server:
+        inner = call("after", to="", on_error=(call("handler", to=""),))
+        await server.send_task(call("first", on_success=(inner, call("elsewhere"))))
+        (sent,) = await server.get_pending_tasks(GOS)
+    after, elsewhere = sent.on_success or ()
+    (handler,) = after.on_error or ()
+    queue = OURS if is_on else ""
+    assert [each.routing_key for each in (sent, after, handler, elsewhere)] == [GOS, queue, queue, GOS]
 
 
 async def test_a_task_that_go_may_drop_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
