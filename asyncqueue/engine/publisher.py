@@ -149,6 +149,8 @@ class Publisher:
         rules = self._rules()
         now = self._clock.now_ns()
         filled = _filled(signature, rules.default_queue)
+        if rules.go_compat:
+            filled = _with_queues(filled, rules.default_queue)
         problem = name_problem(filled)
         if problem:
             raise Refused(f"task {filled.name!r} cannot be sent: {problem}")
@@ -216,6 +218,21 @@ class Publisher:
         ids = tuple(task_ids)
         shown = ids[0] if len(ids) == 1 else f"{len(ids)} tasks ({ids[0]}, …)"
         return PublishUnknown(f"cannot say whether {shown} reached {self._address}: {error}", ids)
+
+
+def _with_queues(signature: Signature, default_queue: str) -> Signature:
+    """With a queue for each signature inside of it that names none: Go's worker would send it to its own default queue,
+    where nobody may know it."""
+    changes: dict[str, object] = {}
+    for field in ("on_success", "on_error"):
+        callbacks: tuple[Signature, ...] | None = getattr(signature, field)
+        if callbacks:
+            changes[field] = tuple(_with_queues(each, default_queue) for each in callbacks)
+    if signature.chord_callback is not None:
+        changes["chord_callback"] = _with_queues(signature.chord_callback, default_queue)
+    if not signature.routing_key:
+        changes["routing_key"] = default_queue
+    return signature.with_changes(**changes) if changes else signature
 
 
 def _filled(signature: Signature, default_queue: str) -> Signature:
