@@ -70,7 +70,7 @@ def problem_for_go(
             continue
         problem = _problem(each, go, default_queue, binds_by_name)
         if problem is not None:
-            return f"task {each.name}: {problem}; queue {queue!r} is one of Go's workers too (go_compat)"
+            return _beside_go(each, problem, queue)
     return None
 
 
@@ -83,6 +83,16 @@ def problem_with_results(
         return None
     problem = next(_unfit([Arg(type=each.type, value=each.value) for each in results], "result"), None)
     return None if problem is None else _handed_on(signature, problem, taker, default_queue)
+
+
+def problem_with_arguments(signature: Signature, go: GoCompat, *, default_queue: str) -> str | None:
+    """What is wrong for Go with the arguments of a task that is sent on, by whomever it was sent first; or None.
+
+    Nothing else of it is looked at: what Go sent, Go can run.
+    """
+    queue = signature.routing_key or default_queue
+    problem = next(_unfit(signature.args or (), "argument"), None) if go.shares(queue) else None
+    return None if problem is None else _beside_go(signature, problem, queue)
 
 
 def risk_for_go(signature: Signature, go: GoCompat, default_queue: str) -> str | None:
@@ -143,6 +153,10 @@ def _unfit(args: Iterable[Arg], what: str) -> Iterator[str]:
             arguments.decode(arg.type, arg.value)
         except ArgumentError as exc:
             yield f"{what} {place}: {exc}"
+
+
+def _beside_go(signature: Signature, problem: str, queue: str) -> str:
+    return f"task {signature.name}: {problem}; queue {queue!r} is one of Go's workers too (go_compat)"
 
 
 def _taker_in_go(signature: Signature, go: GoCompat, default_queue: str) -> Signature | None:

@@ -23,7 +23,7 @@ from asyncqueue.engine.messages import (
     timed,
 )
 from asyncqueue.errors import ArgumentError
-from asyncqueue.go_compat import problem_for_go
+from asyncqueue.go_compat import problem_with_arguments
 from asyncqueue.models import changed
 from asyncqueue.signature import Arg, Signature, header, with_headers
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
@@ -102,7 +102,7 @@ def group_completed(
             text = f"member {name!r} ({task_id}) of group {group.group_uuid} failed: {error}"
             return group_failed(group.group_uuid, callback, text, rules, now_ns)
     ready = _appended(callback, () if callback.immutable else tuple(args))
-    problem = problem_for_go(ready, rules.go, default_queue=rules.default_queue)
+    problem = problem_with_arguments(ready, rules.go, default_queue=rules.default_queue)
     if problem is not None:
         return group_failed(group.group_uuid, callback, problem, rules, now_ns)
     if len(ready.args or ()) > rules.limits.max_args:

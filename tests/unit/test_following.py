@@ -11,6 +11,7 @@ from asyncqueue.brokers.base import Ack, Delivery, GroupEnd, Message, Settled
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.engine.following import after_failure, after_success, family, group_completed, group_failed
 from asyncqueue.engine.messages import Rules
+from asyncqueue.go_compat import GoCompat
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 
@@ -129,6 +130,21 @@ def test_the_callback_is_given_the_results_in_the_order_of_the_group() -> None:
     assert [each.value for each in callback.args or ()] == [0, 1, 2, 3]
     assert [each.task_uuid for each in end.pending] == ["task_c"]
     assert callback.headers == {"aq-check": "1"}
+
+
+def test_a_callback_that_go_sent_is_sent_whatever_is_refused_of_one_of_ours() -> None:
+    beside = Rules(go=GoCompat(is_on=True))
+    callback = task("task_c", headers={"attempts": 3}, stop_task_deletion_on_error=True)
+    (ready,) = sent(completed(callback, ended(3), rules=beside).publish)
+    assert ready.headers is not None
+    assert ready.headers["attempts"] == 3
+    unfit = TaskState(
+        task_uuid="task_x", task_name="x", state=State.SUCCESS, results=(TaskResult(type="json", value={}),)
+    )
+    end = completed(callback, unfit, rules=beside)
+    assert not end.publish
+    assert "task c: argument 1 is of type json" in end.ended[0].error
+    assert completed(callback, unfit).publish
 
 
 def test_an_immutable_callback_is_given_nothing() -> None:
