@@ -42,7 +42,7 @@ async def looked_after(watch: Signature, backend: Backend) -> tuple[Signature, O
         return watch, Overdue(group_id, callback, f"{error}: {failed.error}")
     (progress,) = await backend.finish_members([Member(group_id, watch.uuid)])
     if progress in (Progress.WAITING, Progress.BUSY):
-        return watch, _again(watch)
+        return _again(watch)
     (group,) = await backend.get_groups([group_id])
     if progress is Progress.LOST or group is None:
         return watch, Overdue(group_id, callback, f"group state lost: the entry of group {group_id} has expired")
@@ -51,18 +51,27 @@ async def looked_after(watch: Signature, backend: Backend) -> tuple[Signature, O
     for start in range(0, len(members), _AT_ONCE):
         states += await backend.get(members[start : start + _AT_ONCE])
     if any(state is not None and not state.is_completed for state in states):
-        return watch, _again(watch)  # Go was shown the message of a worker of ours that died, and runs the task anew
+        return _again(watch)  # Go was shown the message of a worker of ours that died, and runs the task anew
     is_marked = progress is Progress.TRIGGERED
-    if is_marked and (policy_of(callback) != "fail" or all(state and state.is_success for state in states)):
+    if is_marked and (policy_of(callback) != "fail" or not any(state and state.is_failure for state in states)):
         return watch, Succeeded(())  # what follows was sent, and waits for a worker
     if header(watch, SEEN_HEADER) is None:
         return with_headers(watch, {SEEN_HEADER: "1"}), Retry("the group has ended", FIRST_LOOK, counts=False)
     return watch, Unseen(group, callback, tuple(states), is_marked)
 
 
-def _again(watch: Signature) -> Retry:
-    pause = FIRST_LOOK * 2.0 ** min(attempt_of(watch) - 1, 10)
-    return Retry("members of the group have not ended", min(LAST_PAUSE, pause), counts=False)
+def _again(watch: Signature) -> tuple[Signature, Outcome]:
+    pause = min(LAST_PAUSE, FIRST_LOOK * 2.0 ** min(attempt_of(watch) - 1, 10))
+    return _unseen(watch), Retry("members of the group have not ended", pause, counts=False)
+
+
+def _unseen(watch: Signature) -> Signature:
+    """One that has not seen the group ended, or has to see it anew: a member of it runs again."""
+    if header(watch, SEEN_HEADER) is None:
+        return watch
+    return watch.with_changes(
+        headers={name: value for name, value in (watch.headers or {}).items() if name != SEEN_HEADER}
+    )
 
 
 async def _failed_ahead(watch: Signature, backend: Backend) -> TaskState | None:

@@ -69,6 +69,18 @@ async def test_it_acts_at_the_second_look_that_finds_the_group_ended(backend: Ba
     assert [state and state.error for state in outcome.states] == ["", "too late"]
 
 
+async def test_a_member_that_go_runs_anew_between_two_looks_is_seen_ended_twice_more(backend: Backend) -> None:
+    await _ended(backend, a=State.SUCCESS, b=State.SUCCESS)
+    await backend.finish_members([Member(GROUP, "a"), Member(GROUP, "b")])
+    await backend.begin([_state("b", State.STARTED)])  # as Go writes over what was there
+    watch, outcome = await looked_after(SEEN, backend)
+    assert isinstance(outcome, Retry)
+    await _ended(backend, b=State.SUCCESS)
+    watch, outcome = await looked_after(watch, backend)
+    assert isinstance(outcome, Retry), "Go is about to send what follows"
+    assert isinstance(await _outcome(backend, watch), Unseen)
+
+
 async def test_members_that_succeeded_unseen_have_their_callback_sent(backend: Backend) -> None:
     await _ended(backend, a=State.SUCCESS, b=State.SUCCESS)
     outcome = await _outcome(backend, SEEN)
@@ -88,6 +100,13 @@ async def test_a_group_that_is_marked_with_a_failed_member_is_ended(backend: Bac
 async def test_a_group_that_is_marked_whose_members_all_succeeded_is_left_alone(backend: Backend) -> None:
     await _ended(backend, a=State.SUCCESS, b=State.SUCCESS)
     await backend.mark_group_sent(GROUP)
+    assert await _outcome(backend, SEEN) == Succeeded(())
+
+
+async def test_so_is_one_of_whose_members_an_entry_has_expired_since(backend: Backend) -> None:
+    await _ended(backend, a=State.SUCCESS, b=State.SUCCESS)
+    await backend.mark_group_sent(GROUP)
+    await backend.forget(["a"])
     assert await _outcome(backend, SEEN) == Succeeded(())
 
 
