@@ -251,7 +251,8 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
                 return Settled(delivery, Ack(), state, end=end)
             return Settled(delivery, Ack(), state, ended=end.ended, pending=end.pending, publish=end.publish)
         case Over(error):
-            base = Settled(delivery, Ack(), alive=family(signature))
+            # to wait for a member is no progress: if that never ends, the entries shall
+            base = Settled(delivery, Ack(), alive=family(signature) if attempt == 1 else ())
             return after_over(base, signature, error, rules, now_ns)
         case Superseded(recorded, delay):
             if recorded > attempt + 1:

@@ -15,8 +15,16 @@ from asyncqueue.brokers.base import Message, Settled
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.engine.following import group_failed, member_of
 from asyncqueue.engine.messages import Rules, message
-from asyncqueue.signature import Arg, Signature
-from asyncqueue.workflow import OVER, companion, cut_off
+from asyncqueue.signature import Arg, Signature, with_headers
+from asyncqueue.workflow import ATTEMPT_HEADER, OVER, PLAN_HEADER, attempt_of, companion, cut_off
+
+FIRST_PAUSE = 0.5
+"""How long (seconds) to wait for a member that is run anew; then twice as long, and so on."""
+
+LAST_PAUSE = 60.0
+"""The longest pause (seconds)."""
+
+_OF_MEMBER = frozenset({ATTEMPT_HEADER, PLAN_HEADER})
 
 
 def over(member: Signature, queue: str, error: str, now_ns: int) -> Message:
@@ -32,6 +40,7 @@ def over(member: Signature, queue: str, error: str, now_ns: int) -> Message:
         routing_key=companion(queue),
         eta=None,
         args=(Arg(type="string", value=error),) if error else None,
+        headers={name: value for name, value in (member.headers or {}).items() if name not in _OF_MEMBER},
         on_success=None,
         on_error=None,
         chord_callback=cut_off(callback, member) if error else callback,
@@ -40,9 +49,12 @@ def over(member: Signature, queue: str, error: str, now_ns: int) -> Message:
     return message(task, task.routing_key, now_ns)
 
 
-def over_again(task: Signature, delay: float, now_ns: int) -> Message:
-    """The same once more, in so many seconds."""
-    return message(task.with_changes(eta=now_ns + int(delay * NANOSECONDS)), task.routing_key, now_ns)
+def over_again(task: Signature, now_ns: int) -> Message:
+    """The same once more, each time after a longer pause: a member that is run anew may take its time."""
+    attempt = attempt_of(task)
+    pause = min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 10))
+    again = with_headers(task, {ATTEMPT_HEADER: str(attempt + 1)})
+    return message(again.with_changes(eta=now_ns + int(pause * NANOSECONDS)), task.routing_key, now_ns)
 
 
 def after_over(base: Settled, task: Signature, error: str, rules: Rules, now_ns: int) -> Settled:

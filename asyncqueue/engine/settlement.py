@@ -34,9 +34,6 @@ T = TypeVar("T")
 CLAIM_TTL = 30.0
 """How long (seconds) the owner of a group's end has for sending before another may."""
 
-UNDONE_PAUSE = 0.5
-"""How long (seconds) to wait for a member that is run anew."""
-
 BUSY_PAUSE = 0.003
 """How long (seconds) to wait for another program that is about to trigger a group."""
 
@@ -272,7 +269,7 @@ class WholeSettlement:
             return self._with_over(replace(item, member=None), signature, "")
         end = await self._end_of(self._backend, item.member.group_id, signature)
         if end is None:
-            again = over_again(signature, UNDONE_PAUSE, self._clock.now_ns())
+            again = over_again(signature, self._clock.now_ns())
             return replace(item, member=None, publish=(again,))
         return replace(item, member=None, end=end)
 

@@ -10,10 +10,11 @@ from asyncqueue.backends.base import Member, Progress
 from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.brokers.memory import MemoryBroker
-from asyncqueue.clock import SYSTEM_CLOCK
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import Failed, Outcome, Over, Succeeded, settled
+from asyncqueue.engine.over import over, over_again
 from asyncqueue.engine.settlement import (
     AtomicSettlement,
     OrderedSettlement,
@@ -24,11 +25,11 @@ from asyncqueue.engine.settlement import (
 )
 from asyncqueue.errors import Unavailable
 from asyncqueue.go_compat import GoCompat
-from asyncqueue.signature import Signature
+from asyncqueue.signature import Signature, with_headers
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.testing import Faults, with_faults
 from asyncqueue.wire import decode_signature, encode_signature
-from asyncqueue.workflow import OVER, companion
+from asyncqueue.workflow import ATTEMPT_HEADER, OVER, PLAN_HEADER, companion
 
 QUEUE = "q"
 
@@ -198,6 +199,22 @@ async def test_what_follows_a_group_waits_for_a_member_that_go_runs_anew() -> No
     assert await _settle(pair, delivery, task, Over("")) == ["finish_members", "publish", "ack"]
     assert (await pair.broker.depth(companion(QUEUE))).delayed == 1
     assert await pair.state("callback") is None
+
+
+async def test_it_waits_longer_each_time_and_keeps_nothing_alive_by_that() -> None:
+    member = Signature(uuid="task_m", name="m", group_uuid="group_a", group_task_count=1, chord_callback=CALLBACK)
+    retried = with_headers(member, {ATTEMPT_HEADER: "4", PLAN_HEADER: "plan_of_what_follows_the_member"})
+    task = decode_signature(over(retried, QUEUE, "", 0).body)
+    assert not task.headers
+    pauses, kept = [], []
+    for _ in range(9):
+        item = settled(Delivery(b"", companion(QUEUE), 1, 1), task, Over(""), BESIDE_GO, 0)
+        assert item is not None
+        kept.append(bool(item.alive))
+        task = decode_signature(over_again(task, 0).body)
+        pauses.append((task.eta or 0) / NANOSECONDS)
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert kept == [True] + [False] * 8
 
 
 async def test_an_atomic_settlement_that_is_repeated_changes_nothing() -> None:
