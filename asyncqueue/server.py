@@ -234,23 +234,24 @@ class Server:
 
         All are checked before the first one is sent. Raises as ``send_task`` does.
         """
-        connected = await self.connected()
         if self.observers.is_watched:
-            sent = await self._observed(connected.publisher, signatures)
+            connected, sent = await self._observed(signatures)
         else:
+            connected = await self.connected()
             sent = await connected.publisher.send(list(signatures))
         if connected.eager is not None:
             await connected.eager.run()
         return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
 
-    async def _observed(self, publisher: Publisher, signatures: Iterable[Signature]) -> Sequence[Signature]:
+    async def _observed(self, signatures: Iterable[Signature]) -> tuple[Connected, Sequence[Signature]]:
         """Each one is a send of its own to observers, however many leave together."""
         with ExitStack() as stack:
             sends = [stack.enter_context(self.observers.sending(each)) for each in signatures]
-            sent = await publisher.send([send.work for send in sends])
+            connected = await self.connected()
+            sent = await connected.publisher.send([send.work for send in sends])
             for send, each in zip(sends, sent, strict=True):
                 send.sent = Compiled((each,), (), Outline("task", each.uuid, each.name))
-        return sent
+        return connected, sent
 
     # — sending workflows —
 
@@ -652,6 +653,7 @@ class Server:
             threads=threads,
             middlewares=self.middlewares,
             observers=self.observers,
+            is_given_up=lambda run: False,  # the runner knows
         )
         return EagerRunner(broker, execution, settlement, backend, clock=self.clock, rules=rules)
 

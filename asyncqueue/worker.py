@@ -223,6 +223,7 @@ class Worker:
                 consumer.yield_slot, connected.publisher, connected.backend, server.rules, server.observers
             ),
             observers=server.observers,
+            is_given_up=consumer.is_given_up,
         )
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()

@@ -84,6 +84,7 @@ class Consumer:
         self._execution: Execution | None = None
         self._running: dict[asyncio.Task[None], Delivery] = {}
         self._slotless: set[asyncio.Task[Any]] = set()
+        self._given_up: set[asyncio.Task[None]] = set()
         self._lost: set[Hashable] = set()
         self._threads: dict[Future[Any], str] = {}
         self._stubborn: tuple[str, ...] = ()
@@ -159,8 +160,9 @@ class Consumer:
                 if task.done():
                     task.result()  # an aide does not end by itself: it failed, and so have we
         finally:
-            for task in (working, *aides, *self._running):
+            for task in (working, *aides):
                 task.cancel()
+            self.cancel_running()
             await asyncio.wait({working, *aides})
             if self._running:
                 _, stubborn = await asyncio.wait(self._running, timeout=_LAST_CHANCE)
@@ -183,7 +185,12 @@ class Consumer:
     def cancel_running(self) -> None:
         """Cancel what runs; it goes back to its queue."""
         for task in self._running:
-            task.cancel()
+            self._give_up(task)
+
+    def is_given_up(self, run: asyncio.Task[Any]) -> bool:
+        """Whether we have cancelled it. ``run.cancelling()`` does not tell: before Python 3.13, it stays above 0 where
+        a task group within a task has failed."""
+        return run in self._given_up
 
     async def all_idle(self) -> None:
         """Wait until every queue was found empty and nothing runs or waits to be settled."""
@@ -327,6 +334,7 @@ class Consumer:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         delivery = self._running.pop(task)
+        self._given_up.discard(task)
         if self.showings is not None:
             self.showings.ended(delivery)
         if task in self._slotless:
@@ -380,9 +388,13 @@ class Consumer:
         victims = [(task, held) for task, held in self._running.items() if held.receipt in lost]
         for task, held in victims:
             self._lost.add(held.receipt)
-            task.cancel()
+            self._give_up(task)
         if victims:
             self._events.emit(LeasesLost(len(victims), victims[0][1].queue))
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        self._given_up.add(task)
+        task.cancel()
 
     def _on_blocked(self, seconds: float, stack: str) -> None:
         self._events.emit(LoopBlocked(seconds, stack))

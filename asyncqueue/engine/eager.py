@@ -66,13 +66,21 @@ class EagerRunner:
         for queue in queues:
             for delivery in await broker.fetch(queue, 1, 0.0):
                 # in an asyncio task of its own: the context of the task must not stay with the sender
+                cancels = _cancels()
                 ran = await asyncio.create_task(self._execution.run(delivery))
+                if _cancels() > cancels:  # it was the sender who was cancelled, and the task made another error of it
+                    raise asyncio.CancelledError
                 outcome = Succeeded(()) if _is_for_later(ran) else ran.outcome
                 item = settled(delivery, ran.signature, outcome, self._rules(), self._clock.now_ns())
                 if item is not None:
                     await self._settlement.settle([item])
                 return True
         return False
+
+
+def _cancels() -> int:
+    sender = asyncio.current_task()
+    return 0 if sender is None else sender.cancelling()
 
 
 def _is_for_later(ran: Ran) -> bool:

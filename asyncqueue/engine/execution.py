@@ -85,6 +85,7 @@ class Execution:
         showings: Showings | None = None,
         facilities: Facilities | None = None,
         observers: Observers | None = None,
+        is_given_up: Callable[[asyncio.Task[Any]], bool] = lambda run: run.cancelling() > 0,
     ) -> None:
         self._registry = registry
         self._backend = backend
@@ -102,6 +103,7 @@ class Execution:
         self._showings = showings
         self._facilities = facilities
         self._observers = Observers(events) if observers is None else observers
+        self._is_given_up = is_given_up
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
@@ -175,12 +177,12 @@ class Execution:
         except Replacement as exc:
             outcome, error = await self._replaced(delivery, context, exc.workflow)
         except asyncio.CancelledError as exc:
-            if _is_cancelled():
+            if _is_cancelled(lambda run: run.cancelling() > 0):
                 raise
             outcome, error = judge(exc, signature, registered.options), exc  # the task raised it by itself
             self._tell(outcome, delivery, signature, context.attempt, exc)
         except BaseException as exc:  # a task that calls sys.exit has failed, and its worker goes on
-            if _is_cancelled():
+            if _is_cancelled(self._is_given_up):
                 raise asyncio.CancelledError from exc  # it stumbled over our cancellation: that is not its own failure
             outcome, error = judge(exc, signature, registered.options), exc
             self._tell(outcome, delivery, signature, context.attempt, exc)
@@ -378,9 +380,9 @@ def _portably(function: Callable[[], Any]) -> Any:
         raise RuntimeError(f"the task raised {type(exc).__name__}") from exc
 
 
-def _is_cancelled() -> bool:
+def _is_cancelled(says: Callable[[asyncio.Task[Any]], bool]) -> bool:
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no loop runs: it is being thrown away with its loop
         return True
-    return task is not None and task.cancelling() > 0
+    return task is not None and says(task)

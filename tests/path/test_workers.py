@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -581,6 +582,45 @@ async def test_a_task_that_stumbles_over_its_cancellation_has_not_failed(one_sto
     await in_time(worker.stop())
     async with bench.working(server):
         assert await sent.get(PATIENCE) == 2
+
+
+@pytest.mark.parametrize("url", ["memory://task-groups", "eager"])
+async def test_a_task_whose_task_group_fails_has_failed(url: str) -> None:
+    server = Server(url)
+
+    async def fail() -> None:
+        raise ValueError("no luck")
+
+    @server.task
+    async def several() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+
+    async with server, nullcontext() if url == "eager" else Worker(server):
+        with pytest.raises(TaskFailedError, match="ExceptionGroup"):
+            await (await several.send()).get(PATIENCE)
+
+
+async def test_an_eager_task_that_stumbles_over_the_cancellation_of_its_sender_has_not_failed() -> None:
+    server = Server("eager")
+    running = asyncio.Event()
+
+    @server.task
+    async def clumsy() -> None:
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise RuntimeError("while cleaning up") from None
+
+    task_id = "task_clumsy"
+    async with server:
+        sending = asyncio.create_task(server.send_task(clumsy.s().with_changes(uuid=task_id)))
+        await in_time(running.wait())
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await in_time(sending)
+        assert not (await server.result(task_id).state()).is_completed
 
 
 async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_stop(one_store: Stores, bench: Bench) -> None:
