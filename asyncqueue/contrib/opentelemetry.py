@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import assert_never
 
-from opentelemetry import context as current
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+try:
+    from opentelemetry import context as current
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(f"tracing needs {exc.name}: install asyncqueue[otel]", name=exc.name) from exc
 
 from asyncqueue import __version__
 from asyncqueue.engine.context import TaskContext
+from asyncqueue.engine.messages import error_message, error_text
 from asyncqueue.engine.observing import RunEnded, Sending, Watched
 from asyncqueue.engine.outcome import Failed, Outcome, Replaced, Retry
 from asyncqueue.errors import ArgumentError
@@ -58,7 +63,11 @@ class Tracing:
         name, known = _kind_of(sending.work)
         span = self._tracer.start_span(name, parent, SpanKind.PRODUCER, _before_send(sending, known))
         headers: dict[str, str] = {}
-        self._textmap().inject(headers, trace.set_span_in_context(span, parent))
+        try:
+            self._textmap().inject(headers, trace.set_span_in_context(span, parent))
+        except Exception:
+            span.end()  # nobody else will
+            raise
 
         def ended(sent: Compiled | None, error: BaseException | None) -> None:
             if span.is_recording():
@@ -217,18 +226,33 @@ def _tell(span: Span, outcome: Outcome | None, error: BaseException | None, atte
 
 
 def _record(span: Span, error: BaseException | None) -> None:
-    """An exception as event and status. The text of an ``ArgumentError`` shows arguments, so it is left out."""
+    """An exception as event and status. The text of an ``ArgumentError`` shows arguments, so it is left out, and so is
+    a traceback that has one in it."""
     if error is None:
         span.set_status(Status(StatusCode.ERROR))
         return
     name = _type_name(error)
+    event = {"exception.type": name}
+    description = name
+    if not isinstance(error, ArgumentError):
+        event["exception.message"] = error_message(error)
+        description = error_text(error)
+    if not any(isinstance(each, ArgumentError) for each in _behind(error, set())):
+        shown = "".join(traceback.format_exception(error))
+        event["exception.stacktrace"] = shown.encode("utf-8", "replace").decode()
     span.set_attribute("error.type", name)
-    if isinstance(error, ArgumentError):
-        span.add_event("exception", {"exception.type": name})
-        span.set_status(Status(StatusCode.ERROR, name))
-    else:
-        span.record_exception(error)
-        span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    span.add_event("exception", event)
+    span.set_status(Status(StatusCode.ERROR, description))
+
+
+def _behind(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    """All exceptions that the traceback of this one shows, itself first."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    for each in (error.__cause__, error.__context__, *(getattr(error, "exceptions", ()))):
+        yield from _behind(each, seen)
 
 
 def _type_name(error: BaseException) -> str:

@@ -38,9 +38,17 @@ class Rules:
 
 def error_text(error: BaseException) -> str:
     """What a state says of an exception: its type and its message, bounded, never its class revived."""
-    message = str(error).encode("utf-8", "replace").decode()
+    message = error_message(error)
     name = type(error).__name__
     return (f"{name}: {message}" if message else name)[:MAX_ERROR_TEXT]
+
+
+def error_message(error: BaseException) -> str:
+    """What an exception says, as text that can be sent; also where its own ``__str__`` fails."""
+    try:
+        return str(error).encode("utf-8", "replace").decode()
+    except Exception:
+        return "<its text cannot be read>"
 
 
 def message(signature: Signature, default_queue: str, now_ns: int) -> Message:

@@ -16,6 +16,7 @@ from asyncqueue.signature import Signature, with_headers
 from asyncqueue.workflow import Compiled, Join, Node, Parallel, Series
 
 N = TypeVar("N", bound=Node)
+T = TypeVar("T")
 
 _DEEPEST = 300  # far more than workflows and callbacks may nest, and less than Python recurses
 
@@ -93,7 +94,8 @@ class Observers:
         if not self.is_watched:
             yield Send(work)
             return
-        watched = self._told("sends", Sending(work, concurrency, schedule))
+        sending = Sending(work, concurrency, schedule)
+        watched = self._told(lambda observer: _watched(observer, sending))
         send = Send(_carrying(work, {name: value for _, each in watched for name, value in each.headers.items()}))
         error: BaseException | None = None
         try:
@@ -108,7 +110,7 @@ class Observers:
 
     def running(self, context: TaskContext) -> RunEnded:
         """A run begins; returns what is to be called at its end."""
-        watched = self._told("runs", context)
+        watched = self._told(lambda observer: observer.runs(context))
 
         def ended(outcome: Outcome | None, error: BaseException | None) -> None:
             for observer, each in reversed(watched):
@@ -116,9 +118,9 @@ class Observers:
 
         return ended
 
-    def _told(self, verb: str, what: Any) -> list[tuple[Observer, Any]]:
+    def _told(self, tell: Callable[[Observer], T]) -> list[tuple[Observer, T]]:
         """What the observers answer when they are told that something begins; nothing of one that fails."""
-        answers = [(each, self._guarded(each, getattr(each, verb), what)) for each in self._observers]
+        answers = [(each, self._guarded(each, tell, each)) for each in self._observers]
         return [(observer, answer) for observer, answer in answers if answer is not None]
 
     def _guarded(self, observer: Observer, call: Callable[..., Any], *args: Any) -> Any:
@@ -127,6 +129,13 @@ class Observers:
         except Exception as exc:
             self._events.emit(HookFailed(type(observer).__name__, error_text(exc), exc))
             return None
+
+
+def _watched(observer: Observer, sending: Sending) -> Watched:
+    watched = observer.sends(sending)
+    if not isinstance(watched, Watched):
+        raise TypeError(f"sends: expected a Watched, not {type(watched).__name__}")
+    return watched
 
 
 def _carrying(work: N, headers: Mapping[str, str]) -> N:

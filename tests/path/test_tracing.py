@@ -18,7 +18,14 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.b3 import B3MultiFormat, B3SingleFormat
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.jaeger import JaegerPropagator
-from opentelemetry.propagators.textmap import CarrierT, Getter, TextMapPropagator, default_getter
+from opentelemetry.propagators.textmap import (
+    CarrierT,
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -282,6 +289,21 @@ class Raising(TraceContextTextMapPropagator):
     ) -> context.Context:
         raise KeyError("traceparent")
 
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: context.Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        raise KeyError("traceparent")
+
+
+class Speechless(Exception):
+    """An exception that cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
 
 async def test_a_propagator_that_raises_fails_nothing(traced: Traced) -> None:
     traced.observe(Raising())
@@ -293,6 +315,7 @@ async def test_a_propagator_that_raises_fails_nothing(traced: Traced) -> None:
     async with Worker(traced.server):
         assert await (await one.send()).get(timeout=PATIENCE) == 1
     assert traced.only("one").parent_id == ""
+    assert traced.only("SendTask").events == {}
 
 
 async def test_every_occurrence_of_a_schedule_is_a_trace(tmp_path: Path) -> None:
@@ -410,6 +433,28 @@ async def test_failures_retries_and_time_limits_show(traced: Traced) -> None:
     assert ran.events == {}
 
 
+async def test_the_span_of_an_exception_that_has_no_text_ends_too(traced: Traced) -> None:
+    server = traced.server
+    traced.observe()
+
+    @server.task(retries=1, backoff="fixed:0")
+    async def mute() -> None:
+        raise Speechless
+
+    @server.task
+    async def odd() -> None:
+        raise ValueError("\ud800")  # no UTF-8 can hold it, and an exporter would lose all that it holds with it
+
+    async with Worker(server):
+        for task in (mute, odd):
+            await (await task.send()).wait(timeout=PATIENCE)
+    assert [span.description for span in _runs(traced, "mute")] == ["Speechless: <its text cannot be read>"] * 2
+    span = traced.only("odd")
+    assert span.description == "ValueError: ?"
+    for value in (*span.attributes.values(), *span.events["exception"].values()):
+        str(value).encode()
+
+
 def _runs(traced: Traced, name: str) -> list[Span]:
     """The runs of a task, in order."""
     return sorted(traced.named(name), key=lambda span: int(span.attributes["signature.attempt"]))
@@ -459,12 +504,43 @@ async def test_no_argument_and_no_result_is_in_a_span(traced: Traced, tmp_path: 
     assert SECRET not in repr(traced.spans)
 
 
+async def test_no_argument_is_in_the_traceback_of_what_comes_of_an_argument_error(traced: Traced) -> None:
+    server = traced.server
+    traced.observe()
+
+    @server.task
+    async def count(number: int) -> None:
+        pass
+
+    @server.task
+    async def several() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.send_task("count", SECRET))
+
+    @server.task
+    async def wrapping() -> None:
+        try:
+            await server.send_task("count", SECRET)
+        except ArgumentError:
+            raise ValueError("no number") from None
+
+    async with Worker(server):
+        for task in (several, wrapping):
+            await (await task.send()).wait(timeout=PATIENCE)
+    assert traced.only("several").label == "several ! ExceptionGroup"
+    assert traced.only("wrapping").events["exception"]["exception.message"] == "no number"
+    assert SECRET not in repr(traced.spans)
+
+
 async def test_a_send_that_fails_shows_why() -> None:
     traced = Traced(Server("redis://127.0.0.1:1/0"))
     traced.observe()
     with pytest.raises(Unavailable):
         await traced.server.send_chain(chain(Signature(name="report")))
-    assert traced.only("SendChain").label == "SendChain ! asyncqueue.errors.Unavailable"
+    with pytest.raises(Unavailable):
+        await traced.server.send_task("report")
+    for name in ("SendChain", "SendTask"):
+        assert traced.only(name).label == f"{name} ! asyncqueue.errors.Unavailable"
 
 
 # — what travels —

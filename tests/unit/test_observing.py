@@ -126,6 +126,25 @@ async def test_an_observer_that_raises_is_told_of_and_does_no_other_harm(server:
     assert pages == ["send", "sent", "run 1", "ran"]
 
 
+class Lazy:
+    """An observer of nothing that is written as nobody expects it."""
+
+    def sends(self, sending: Sending) -> dict[str, str]:
+        return {"tenant": "blue"}
+
+
+async def test_what_is_no_observer_is_told_of_and_does_no_other_harm(server: Server) -> None:
+    events: list[Event] = []
+    server.events.listen(events.append)
+    server.observe(Lazy())  # type: ignore[arg-type]  # a mistake of a user's
+    async with Worker(server):
+        assert await (await server.send_task("half", 4)).get(timeout=30) == 2
+    assert [event.error for event in events if isinstance(event, HookFailed)] == [
+        "TypeError: sends: expected a Watched, not dict",
+        "AttributeError: 'Lazy' object has no attribute 'runs'",
+    ]
+
+
 def _send(work: Any, *headers: dict[str, str]) -> Any:
     observers = Observers(Events())
     for some in headers:
