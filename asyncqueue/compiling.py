@@ -22,7 +22,6 @@ from asyncqueue.models import made
 from asyncqueue.signature import Arg, Call, Plan, Signature, header, nested, with_headers
 from asyncqueue.wire import DEFAULT_LIMITS, Limits
 from asyncqueue.workflow import (
-    AHEAD_HEADER,
     ATTEMPT_HEADER,
     CHECK_HEADER,
     COUNTDOWN_HEADER,
@@ -337,13 +336,15 @@ class _Compiler:
         group: Parallel,
         membership: _Membership,
         seconds: float,
-        ahead: Sequence[str] = (),
+        ahead: Sequence[str] | None = None,
     ) -> _Entry:
         """A built-in task that ends a group from outside, after so many seconds."""
         place = name.removeprefix(names.BUILT_IN_PREFIX)
         task = self.built_in(name, _step(path, place), _queue_of(group, self.default_queue))
-        headers = {COUNTDOWN_HEADER: repr(seconds), **({AHEAD_HEADER: " ".join(ahead)} if ahead else {})}
-        args = (Arg(type="string", value=membership.group_id),)
+        args = [Arg(type="string", value=membership.group_id)]
+        if ahead is not None:  # no header: those have to fit in one frame of RabbitMQ's, and these may be thousands
+            args.append(Arg(type="[]string", value=list(ahead)))
+        headers = {COUNTDOWN_HEADER: repr(seconds)}
         return _Entry(task.with_changes(args=args, headers=headers, chord_callback=membership.callback), None)
 
     def _members(self, group: Parallel, path: str, membership: _Membership, is_first: bool) -> _Part:

@@ -41,9 +41,6 @@ COUNTDOWN_HEADER = "aq-countdown"
 FAILED_HEADER = "aq-failed"
 """On a task in a companion queue: it is not to be run, but to be settled as failed with this error."""
 
-AHEAD_HEADER = "aq-ahead"
-"""On ``aq.watch``: the tasks, with spaces between, that Go's workers may run before members of its group."""
-
 SEEN_HEADER = "aq-seen"
 """On ``aq.watch``: when it looked last, its group had ended, and somebody may have been about to send what follows."""
 
@@ -68,7 +65,7 @@ says."""
 
 WATCH = "aq.watch"
 """Ends the group that is its first argument, and whose callback it carries, once it has ended where no worker of ours
-saw it."""
+saw it. Its second argument is a list of the tasks that Go's workers may run before members of the group."""
 
 FIRST_LOOK = 2.0
 """How long (seconds) after a group is sent it is looked at first; then again after twice as long, and so on."""

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from asyncqueue.backends.base import Backend, Member, Progress
 from asyncqueue.engine.following import policy_of
 from asyncqueue.engine.outcome import Outcome, Overdue, Retry, Succeeded, Unseen
-from asyncqueue.signature import Signature, header, with_headers
+from asyncqueue.signature import Arg, Signature, header, with_headers
 from asyncqueue.state import State, TaskState
-from asyncqueue.workflow import AHEAD_HEADER, FIRST_LOOK, SEEN_HEADER, attempt_of
+from asyncqueue.workflow import FIRST_LOOK, SEEN_HEADER, attempt_of
 
 LAST_PAUSE = 60.0
 """The longest pause (seconds) between two looks."""
@@ -76,9 +76,18 @@ def _unseen(watch: Signature) -> Signature:
 
 async def _failed_ahead(watch: Signature, backend: Backend) -> TaskState | None:
     """A task before a member that has failed in Go, so that the member never runs."""
-    ahead: Sequence[str] = (header(watch, AHEAD_HEADER) or "").split()
+    ahead = _ahead(watch)
     for start in range(0, len(ahead), _AT_ONCE):
         for state in await backend.get(ahead[start : start + _AT_ONCE]):
             if state is not None and state.state is State.FAILURE:
                 return state
     return None
+
+
+def _ahead(watch: Signature) -> Sequence[str]:
+    # what follows are the results of the task before the group
+    match watch.args:
+        case (_, Arg(type="[]string", value=[*task_ids]), *_):
+            return [str(each) for each in task_ids]
+        case _:
+            return ()

@@ -193,14 +193,14 @@ def test_a_group_that_go_may_be_part_of_is_looked_after() -> None:
         "the callback": group(total(OURS), total(OURS)) | total(),
     }
     watches = {
-        name: [(each.routing_key, (each.headers or {}).get("aq-ahead")) for each in tasks if each.name == WATCH]
+        name: [(each.routing_key, [arg.value for arg in each.args or ()][1:]) for each in tasks if each.name == WATCH]
         for name, work in works.items()
         for tasks in [tasks_in(server._compiled(work).entries)]
     }
     assert watches == {
         "none of it": [],
-        "a member": [("python.aq", None)],
-        "before a member": [("python.aq", "ahead")],
+        "a member": [("python.aq", [[]])],
+        "before a member": [("python.aq", [["ahead"]])],
         "the callback": [],
     }
 

@@ -15,7 +15,7 @@ from asyncqueue.engine.outcome import Outcome, Overdue, Retry, Succeeded, Unseen
 from asyncqueue.engine.watching import LAST_PAUSE, looked_after
 from asyncqueue.signature import with_headers
 from asyncqueue.state import GroupMeta
-from asyncqueue.workflow import AHEAD_HEADER, ATTEMPT_HEADER, FIRST_LOOK, ON_FAILURE_HEADER, SEEN_HEADER, WATCH
+from asyncqueue.workflow import ATTEMPT_HEADER, FIRST_LOOK, ON_FAILURE_HEADER, SEEN_HEADER, WATCH
 
 GROUP, CALLBACK = "group_1", Signature(uuid="callback", name="total")
 WATCHING = Signature(uuid="watch", name=WATCH, args=(Arg(type="string", value=GROUP),), chord_callback=CALLBACK)
@@ -129,7 +129,8 @@ async def test_nor_is_there_once_it_has_expired(backend: Backend) -> None:
 
 
 async def test_a_task_ahead_of_a_member_that_failed_ends_the_group(backend: Backend) -> None:
-    watch = with_headers(WATCHING, {AHEAD_HEADER: "unknown ahead"})
+    ahead = Arg(type="[]string", value=["unknown", "ahead"])
+    watch = WATCHING.with_changes(args=(*(WATCHING.args or ()), ahead))
     assert isinstance(await _outcome(backend, watch), Retry)
     await _ended(backend, ahead=State.FAILURE)
     outcome = await _outcome(backend, watch)
