@@ -441,18 +441,9 @@ async def test_the_span_of_an_exception_that_has_no_text_ends_too(traced: Traced
     async def mute() -> None:
         raise Speechless
 
-    @server.task
-    async def odd() -> None:
-        raise ValueError("\ud800")  # no UTF-8 can hold it, and an exporter would lose all that it holds with it
-
     async with Worker(server):
-        for task in (mute, odd):
-            await (await task.send()).wait(timeout=PATIENCE)
+        await (await mute.send()).wait(timeout=PATIENCE)
     assert [span.description for span in _runs(traced, "mute")] == ["Speechless: <its text cannot be read>"] * 2
-    span = traced.only("odd")
-    assert span.description == "ValueError: ?"
-    for value in (*span.attributes.values(), *span.events["exception"].values()):
-        str(value).encode()
 
 
 def _runs(traced: Traced, name: str) -> list[Span]:
