@@ -6,8 +6,8 @@ SHELL := /bin/bash
 ARGS :=
 # what is compiled once serves every process of a run, and the next run
 unexport PYTHONDONTWRITEBYTECODE
-# tests wait more than they compute: two more processes than the smallest machine has cores
-PROCESSES := 4
+# tests wait more than they compute: three processes for each core of the smallest machine
+PROCESSES := 6
 PYTEST = $(VENV)/bin/python -m pytest -n $(PROCESSES) --dist worksteal
 
 help:            ## this list
