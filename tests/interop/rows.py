@@ -417,10 +417,14 @@ async def periodic(leg: Leg) -> None:
         waiting = await leg.fleet.in_go[leg.version].pending(queue)  # ours shows nothing on RabbitMQ
         return [each.uuid for each in waiting if each.routing_key == queue]
 
+    ids: list[str] = []
+
     async def until_sent(more: int) -> None:
-        wanted = len(await sent()) + more
+        nonlocal ids
+        wanted = len(ids) + more
         async with asyncio.timeout(60):
-            while len(await sent()) < wanted:
+            # a look on RabbitMQ finds fewer, or none, while those of the look before are being put back
+            while len(ids := max(ids, await sent(), key=len)) < wanted:
                 await asyncio.sleep(0.3)
 
     ours = leg.fleet.scheduling(leg.version, SPEC, queue, task)
@@ -433,7 +437,6 @@ async def periodic(leg: Leg) -> None:
             await until_sent(3)
             await alone.aclose()
             await until_sent(1)
-    ids = await sent()
     states = [await leg.fleet.python.state(each) for each in ids]
     seconds = sorted(each.created_at // NANOSECONDS for each in states)
     assert len(ids) == len(set(ids))
