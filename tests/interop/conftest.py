@@ -16,7 +16,6 @@ import pytest_asyncio
 from tests.conftest import turn, unavailable
 from tests.interop import table
 from tests.interop.fleet import DIRECTIONS, PY, QUEUES, Fleet, Pair, Stores, fleet_on
-from tests.path.nursery import Nursery, opened_nursery
 from tests.services import Rabbit, RedisServer, ServiceMissing, started
 from tests.services.machinery import MACHINERY
 
@@ -47,24 +46,16 @@ def fleets_redis() -> Iterator[RedisServer]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def nursery() -> AsyncIterator[Nursery]:
-    """Starts workers of ours in a moment."""
-    async with opened_nursery("tests.interop.stressed") as nursery:
-        yield nursery
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(
     request: pytest.FixtureRequest,
     peers: None,
     fleets_redis: RedisServer,
-    nursery: Nursery,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Fleet]:
     """A worker and a client of each language, on the pair that the test names as its parameter."""
     with ExitStack() as stack:
         stores = _stores(request, request.param, fleets_redis, stack)
-        async with fleet_on(stores, tmp_path_factory.mktemp("fleet"), nursery) as fleet:
+        async with fleet_on(stores, tmp_path_factory.mktemp("fleet")) as fleet:
             yield fleet
 
 

@@ -1,4 +1,4 @@
-"""A worker of ours with the tasks of the peers, for ``tests.path.nursery``: it starts in a moment, and is killed."""
+"""A worker of ours with the tasks of the peers, as a process that is killed."""
 
 from __future__ import annotations
 

@@ -31,14 +31,15 @@ from asyncqueue.wire import decode_group, decode_state
 from asyncqueue.workflow import WATCH, companion
 from asyncqueue.workflow_results import ChordResult
 from tests.conftest import unavailable
+from tests.interop import stressed
 from tests.interop.peer import GoClient, GoWorker
 from tests.interop.peer import Place as GoPlace
 from tests.interop.sent import Sent, sent_log
 from tests.interop.tasks import WHERE
 from tests.path.bench import Stores, eventually
 from tests.path.conftest import stores_of
+from tests.path.forks import Fork, Forks
 from tests.path.ledger import Ledger
-from tests.path.nursery import Child, Nursery, opened_nursery
 from tests.path.workers import CRASHED
 from tests.services import ServiceMissing
 from tests.services.machinery import MACHINERY
@@ -82,8 +83,8 @@ async def fleet(stores: Stores, ledger: Ledger, tmp_path: Path) -> AsyncIterator
             version.require()
         except ServiceMissing as exc:
             unavailable(str(exc))
-    async with opened_nursery("tests.interop.stressed") as nursery:
-        fleet = Fleet(stores, ledger, tmp_path, nursery)
+    with Forks() as forks:
+        fleet = Fleet(stores, ledger, tmp_path, forks)
         yield fleet
         await fleet.close()
 
@@ -374,7 +375,7 @@ async def _known_to_some(fleet: Fleet, version: str, count: int, name: str, wher
     results = await server.send_many([Signature(name=name) for _ in range(count)])
     began = time.monotonic()
     fleet.start_go(version)
-    workers = [await fleet.start_ours() for _ in range(OURS)]
+    workers = [fleet.start_ours() for _ in range(OURS)]
     async with asyncio.timeout(PATIENCE * 3):
         values = Counter([await each.get() for each in results])
     seconds = time.monotonic() - began
@@ -385,7 +386,7 @@ async def _known_to_some(fleet: Fleet, version: str, count: int, name: str, wher
     await fleet.is_empty(server, QUEUE, companion(QUEUE))
     for worker in workers:
         assert worker.is_running
-        await worker.kill()
+        worker.kill()
 
 
 # — what a worker of ours leaves undone comes to one in Go —
@@ -400,13 +401,13 @@ async def test_what_follows_a_group_is_not_lost_with_a_worker_of_ours_that_has_c
     server = fleet.server()
     for member, expected in ((_call("sleep", 0), "7,0"), (Signature(name="fail", args=(_text("oops"),)), "oops")):
         sent = await server.send_chord(chord([member], _call("gather", 7)))
-        ours = await fleet.start_ours(crash_after_claim=True)
+        ours = fleet.start_ours(crash_after_claim=True)
         async with asyncio.timeout(PATIENCE):
             assert await ours.ended() == CRASHED
         await fleet.let_go_end("v1", server)
-        last = await fleet.start_ours()
+        last = fleet.start_ours()
         assert expected in await _value_or_error(sent)
-        await last.kill()
+        last.kill()
 
 
 @APART
@@ -415,15 +416,15 @@ async def test_a_group_is_ended_before_whichever_write_a_worker_of_ours_dies(fle
     server = fleet.server()
     for write in itertools.count(1):
         sent = await server.send_chord(chord([_call("sleep", 0)], _call("gather", 7)))
-        ours = await fleet.start_ours(crash_before_write=write)
+        ours = fleet.start_ours(crash_before_write=write)
         ended, value = asyncio.create_task(ours.ended()), asyncio.create_task(_value_or_error(sent))
         async with asyncio.timeout(PATIENCE):
             await asyncio.wait({ended, value}, return_when=asyncio.FIRST_COMPLETED)
-        await ours.kill()
+        ours.kill()
         await fleet.let_go_end("v2", server)
-        last = await fleet.start_ours()
+        last = fleet.start_ours()
         assert await value == "7,0"
-        await last.kill()
+        last.kill()
         died_at = [line.task_id for line in fleet.ledger.lines() if line.what == "X" and line.pid == ours.pid]
         if not died_at:
             break
@@ -448,13 +449,13 @@ def _text(value: str) -> Arg:
 class Fleet:
     """Workers in Go and of ours, on one queue of one pair of stores."""
 
-    def __init__(self, stores: Stores, ledger: Ledger, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, stores: Stores, ledger: Ledger, folder: Path, forks: Forks) -> None:
         self.stores = stores
         self.ledger = ledger
         self.in_go: dict[int, GoWorker] = {}
         self._place = GoPlace(stores.broker, stores.backend, QUEUE)
         self._folder = folder
-        self._nursery = nursery
+        self._forks = forks
         self._servers: list[Server] = []
         self._settings = {
             "default_queue": QUEUE,
@@ -482,16 +483,15 @@ class Fleet:
         self.in_go[worker.pid] = worker
         return worker
 
-    async def start_ours(self, **crash: int) -> Child:
+    def start_ours(self, **crash: int) -> Fork:
         """One more worker of ours, which may be one that dies where tests.interop.stressed says."""
-        return await self._nursery.start(
-            "tests.interop.stressed",
-            broker=self.stores.broker,
-            backend=self.stores.backend,
-            ledger=str(self.ledger.folder),
-            settings=self._settings,
-            **crash,
-        )
+        asked = {
+            "broker": self.stores.broker,
+            "backend": self.stores.backend,
+            "ledger": str(self.ledger.folder),
+            "settings": self._settings,
+        }
+        return self._forks.start(stressed.run, asked | crash)
 
     @asynccontextmanager
     async def killed_by_the_second(self, chance: random.Random) -> AsyncIterator[Sequence[int]]:
@@ -503,14 +503,14 @@ class Fleet:
                 await asyncio.sleep(BETWEEN_KILLS)
                 victim = chance.randrange(OURS)
                 if workers[victim].is_running:
-                    await workers[victim].kill()
+                    workers[victim].kill()
                     killed.append(workers[victim].pid)
                 else:  # it could not reach a server in time that is as busy as this one
                     begun = [line for line in self.ledger.lines() if line.pid == workers[victim].pid]
                     assert begun == [], "a worker that had begun to work ended by itself"
-                workers[victim] = await self.start_ours()
+                workers[victim] = self.start_ours()
 
-        workers = [await self.start_ours() for _ in range(OURS)]
+        workers = [self.start_ours() for _ in range(OURS)]
         killing = asyncio.create_task(kill())
         try:
             yield killed

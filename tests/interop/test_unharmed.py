@@ -192,13 +192,7 @@ async def _killed(fleet: Fleet) -> None:
     queue = "killed"
     settings = fleet.stores.settings(queues=[queue], concurrency=4)
     settings["worker"] |= {"lease": 2.0}
-    asked: dict[str, Any] = {
-        "broker": fleet.stores.brokers[PY],
-        "backend": fleet.stores.backend,
-        "ledger": str(fleet.ledger.folder),
-        "settings": settings,
-    }
-    victim = await fleet.nursery.start("tests.interop.stressed", **asked)
+    victim = fleet.start_ours(settings)
     tasks = [call("sleep", 300, to=queue) for _ in range(4)]
     results = await fleet.server.send_many(tasks)
 
@@ -206,12 +200,12 @@ async def _killed(fleet: Fleet) -> None:
         return all(fleet.began_at(task.uuid) for task in tasks)
 
     await eventually(all_begun)
-    await victim.kill()
-    follower = await fleet.nursery.start("tests.interop.stressed", **asked)
+    victim.kill()
+    follower = fleet.start_ours(settings)
     async with fleet.working(V1, queue, concurrency=2):
         assert [await each.get(DEADLINE) for each in results] == [300] * 4
         _has_begun_once(fleet.folder / f"{queue}.log")
-    await follower.kill()
+    follower.kill()
 
 
 # — whether they are well —

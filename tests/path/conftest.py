@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from asyncqueue.engine import consumer
 from tests.path.bench import Bench, Place, Stores
+from tests.path.forks import Forks
 
 KINDS = ("memory", "sqlite", "redis", "redis+sqlite", pytest.param("sqlite+redis", marks=pytest.mark.long))
 ATOMIC = ("memory", "sqlite", "redis")
@@ -100,6 +101,13 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     bench = Bench(request.getfixturevalue(asked))
     yield bench
     await bench.close()
+
+
+@pytest.fixture
+def forks() -> Iterator[Forks]:
+    """Starts processes; none is left at the end of the test."""
+    with Forks() as forks:
+        yield forks
 
 
 def stores_of(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Stores:

@@ -11,22 +11,46 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
+from typing import Self
 
 DEADLINE = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """A process; it ends with ours at the latest."""
+class Forks:
+    """Starts processes: ``with Forks() as forks``. None is left behind it."""
 
-    process: ForkServerProcess
+    def __init__(self) -> None:
+        self.started: list[Fork] = []
 
-    @classmethod
-    def start(cls, work: Callable[..., int | None], *arguments: object) -> Fork:
+    def start(self, work: Callable[..., int | None], *arguments: object) -> Fork:
         """A process that calls a function of a module, and ends with the exit code that it returns."""
         process = _FORKS.Process(target=_be, args=(work, *arguments), daemon=True)
         process.start()
-        return cls(process)
+        self.started.append(Fork(process))
+        return self.started[-1]
+
+    @property
+    def running(self) -> list[Fork]:
+        """Those that have not ended."""
+        return [each for each in self.started if each.is_running]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """``kill -9`` for all."""
+        for each in self.running:
+            each.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A process."""
+
+    process: ForkServerProcess
 
     @property
     def pid(self) -> int:
@@ -38,8 +62,12 @@ class Fork:
         """Its exit code: minus the signal that ended it; None while it runs."""
         return self.process.exitcode
 
+    @property
+    def is_running(self) -> bool:
+        return self.code is None
+
     def signal(self, number: signal.Signals) -> None:
-        if self.code is None:
+        if self.is_running:
             with suppress(ProcessLookupError):  # it ended just now
                 os.kill(self.pid, number)
 
@@ -63,10 +91,10 @@ def _be(work: Callable[..., int | None], *arguments: object) -> None:
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
-        "tests.path.workers",
-        "tests.path.schedulers",
+        "tests.interop.stressed",
+        *(f"tests.path.{each}" for each in ("workers", "senders", "schedulers", "holders")),
         *(f"asyncqueue.brokers.{each}" for each in ("redis", "sqlite", "amqp", "sqs", "pubsub")),
-        *(f"asyncqueue.backends.{each}" for each in ("redis", "sqlite")),
-        *(f"asyncqueue.locks.{each}" for each in ("redis", "sqlite")),
+        *(f"asyncqueue.backends.{each}" for each in ("redis", "sqlite", "amqp", "mongo", "dynamodb", "memcache")),
+        *(f"asyncqueue.locks.{each}" for each in ("redis", "sqlite", "mongo", "dynamodb")),
     ]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -18,10 +17,11 @@ import pytest
 from asyncqueue.config import Settings
 from asyncqueue.locks.base import Lock
 from asyncqueue.urls import lock_for
+from tests.path import holders
 from tests.path.bench import Place, in_time
+from tests.path.forks import Fork, Forks
 from tests.path.holders import LOST
 from tests.path.ledger import Ledger
-from tests.path.nursery import Child, opened_nursery
 from tests.path.watching import until
 
 TAKERS = 10
@@ -91,42 +91,32 @@ async def taken_over(key: str, abandoner: Lock, takers: list[Lock]) -> float:
 
 @on_every_lock(20, where_slow=0)
 async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
-    each_lock: Place, count: int, tmp_path: Path
+    each_lock: Place, count: int, tmp_path: Path, forks: Forks
 ) -> None:
     if each_lock.kind == "memory":
         pytest.skip("another process cannot reach it")
     ledger, keys = Ledger(tmp_path / "ledger"), [f"key-{number}" for number in range(count + HALTED)]
     killed, halted = keys[:count], keys[count:]
     ttl, at_once = (3.0, 2) if each_lock.kind in SLOW else (1.0, len(keys))  # what takes long to start is not hurried
-    module = "redis" if each_lock.kind in ("sentinel", "cluster") else each_lock.kind
-    async with (
-        opened_nursery("tests.path.holders", f"asyncqueue.locks.{module}") as nursery,
-        locks_at(each_lock.url, 2) as takers,
-    ):
-        holders: dict[str, Child] = {}
+    async with locks_at(each_lock.url, 2) as takers:
+        holding: dict[str, Fork] = {}
         for start in range(0, len(keys), at_once):
             for key in keys[start : start + at_once]:
-                holders[key] = await nursery.start(
-                    "tests.path.holders",
-                    url=each_lock.url,
-                    key=key,
-                    ttl=ttl,
-                    ledger=str(ledger.folder),
-                    halts=key in halted,
-                )
-            await until(partial(all_hold, ledger, holders))
+                asked = {"url": each_lock.url, "key": key, "ttl": ttl, "ledger": str(ledger.folder)}
+                holding[key] = forks.start(holders.run, asked | {"halts": key in halted})
+            await until(partial(all_hold, ledger, holding))
         taking = {key: asyncio.create_task(taken_at(key, takers, ttl)) for key in keys}
         for key in random.sample(killed, len(killed)):
-            await holders[key].kill()
+            holding[key].kill()
         taken = {key: await in_time(each) for key, each in taking.items()}
         for key in halted:
-            os.kill(holders[key].pid, signal.SIGCONT)
-        assert [await holders[key].ended() for key in halted] == [LOST] * HALTED
-        ends = Counter([await holders[key].ended() for key in killed])
+            holding[key].signal(signal.SIGCONT)
+        assert [await holding[key].ended() for key in halted] == [LOST] * HALTED
+        ends = Counter([await holding[key].ended() for key in killed])
     # a machine that is too busy for a holder may make it lose its key before it is killed
     assert ends.keys() <= {-signal.SIGKILL, LOST}
     assert ends[-signal.SIGKILL] > len(killed) / 2
-    late = sorted(taken[key] - last_renewal(ledger, holders[key]) - ttl for key in keys)
+    late = sorted(taken[key] - last_renewal(ledger, holding[key]) - ttl for key in keys)
     print(
         f"{each_lock.kind}: {ends[-signal.SIGKILL]} holders killed, {HALTED} halted; taken over "
         f"{late[0] * 1000:.0f} to {late[-1] * 1000:.0f} ms after the ttl of {ttl:g} s"
@@ -134,10 +124,10 @@ async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
     assert late[0] >= -GRAIN, "it was taken before its time was over"
 
 
-def all_hold(ledger: Ledger, holders: dict[str, Child]) -> bool:
+def all_hold(ledger: Ledger, holding: dict[str, Fork]) -> bool:
     """Whether each of them has got its key."""
-    assert all(each.is_running for each in holders.values()), "a holder ended by itself"
-    return ledger.counts("E").keys() == holders.keys()
+    assert all(each.is_running for each in holding.values()), "a holder ended by itself"
+    return ledger.counts("E").keys() == holding.keys()
 
 
 async def taken_at(key: str, takers: list[Lock], ttl: float) -> float:
@@ -157,7 +147,7 @@ async def taken_at(key: str, takers: list[Lock], ttl: float) -> float:
     return at
 
 
-def last_renewal(ledger: Ledger, holder: Child) -> float:
+def last_renewal(ledger: Ledger, holder: Fork) -> float:
     """When (unix seconds) a holder asked for the last renewal that it was granted, whenever that was."""
     lines = [line for line in ledger.lines() if line.pid == holder.pid]
     last = max(place for place, line in enumerate(lines) if line.what == "E")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.path import schedulers
 from tests.path.bench import eventually
-from tests.path.forks import Fork
+from tests.path.forks import Fork, Forks
 from tests.path.schedulers import Ledger, server
 
 PATIENCE = 100.0
@@ -20,18 +20,17 @@ PATIENCE = 100.0
 class Crew:
     """Scheduler processes on one store."""
 
-    def __init__(self, url: str, ledger: Ledger) -> None:
+    def __init__(self, url: str, ledger: Ledger, forks: Forks) -> None:
         self.url = url
         self.ledger = ledger
-        self.processes: list[Fork] = []
+        self.forks = forks
 
     def start(self, pause: float = 0.0) -> Fork:
-        self.processes.append(Fork.start(schedulers.run, self.url, self.ledger.path, pause))
-        return self.processes[-1]
+        return self.forks.start(schedulers.run, self.url, self.ledger.path, pause)
 
     async def started(self) -> None:
         """Wait until each of them keeps the schedule."""
-        await until(lambda: {pid for what, pid, _ in self.ledger.lines()} >= {each.pid for each in self.processes})
+        await until(lambda: {pid for what, pid, _ in self.ledger.lines()} >= {each.pid for each in self.forks.started})
 
     def has_come_to(self, what: str, due_at: int) -> bool:
         return max(self.due(what), default=0) >= due_at
@@ -48,12 +47,9 @@ async def until(look: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def crew(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+def crew(request: pytest.FixtureRequest, tmp_path: Path, forks: Forks) -> Crew:
     url = f"sqlite:///{tmp_path}/tasks.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
-    crew = Crew(url, Ledger(tmp_path / "ledger"))
-    yield crew
-    for each in crew.processes:
-        each.kill()
+    return Crew(url, Ledger(tmp_path / "ledger"), forks)
 
 
 async def occurrences(crew: Crew) -> list[int]:
@@ -109,7 +105,7 @@ async def five_schedulers_are_killed(crew: Crew, seconds: int) -> None:
     for number in range(5, seconds + 1, 5):
         await until(partial(crew.has_come_to, "claimed", first + number))
         last_pid = [pid for what, pid, _ in crew.ledger.lines() if what == "claimed"][-1]
-        next(each for each in crew.processes if each.pid == last_pid).kill()
+        next(each for each in crew.forks.started if each.pid == last_pid).kill()
         crew.start(pause=0.3)
     await until(partial(crew.has_come_to, "sent", first + seconds + 1))
     last = await nothing_is_owed(crew)
@@ -131,6 +127,6 @@ async def nothing_is_owed(crew: Crew) -> int:
             return min(await lock.owed(key), default=last + 1) > last
 
         await eventually(rests, patience=PATIENCE)
-    for each in crew.processes:
+    for each in crew.forks.started:
         each.kill()
     return last

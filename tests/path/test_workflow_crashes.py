@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from asyncqueue import Server
 from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
 from asyncqueue.workflow import DEADLINE, Compiled, companion, tasks_in
+from tests.path import senders, workers
 from tests.path.bench import Bench, Stores, eventually
+from tests.path.forks import Fork, Forks
 from tests.path.ledger import Ledger
-from tests.path.nursery import Child, Nursery, opened_nursery
 from tests.path.senders import SHAPES, Shape, compiled_shape, send
 from tests.path.sends import SendLog, send_log
 from tests.path.workers import CRASHED, server_with_tasks
@@ -35,12 +35,6 @@ MOST_WRITES = 80
 LEASE = 2.0
 
 pytestmark = pytest.mark.timeout(600)  # processes by the hundred, on a machine that may be busy
-
-
-@pytest_asyncio.fixture
-async def nursery() -> AsyncIterator[Nursery]:
-    async with opened_nursery() as nursery:
-        yield nursery
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +65,16 @@ class Case:
     def tasks(self) -> Sequence[Signature]:
         return tasks_in(self.work.entries, self.work.plans)
 
-    async def start(self, nursery: Nursery, module: str, crash_before_write: int, **asked: Any) -> Child:
-        """A process that dies before its n-th write."""
-        settings = {"default_queue": self.queue, "worker": {"lease": LEASE}}
-        return await nursery.start(
-            module,
-            broker=self.stores.broker,
-            backend=self.stores.backend,
-            ledger=str(self.ledger.folder),
-            crash_before_write=crash_before_write,
-            settings=settings,
-            **asked,
-        )
+    def asked(self, crash_before_write: int, **more: Any) -> dict[str, Any]:
+        """What a process is told that dies before its n-th write."""
+        return {
+            "broker": self.stores.broker,
+            "backend": self.stores.backend,
+            "ledger": str(self.ledger.folder),
+            "crash_before_write": crash_before_write,
+            "settings": {"default_queue": self.queue, "worker": {"lease": LEASE}},
+            **more,
+        }
 
     async def states(self, task_ids: Iterable[str]) -> dict[str, TaskState]:
         """What is known of these, where anything is."""
@@ -130,23 +122,23 @@ SOME = ("fail", "group, group", "add")
     ids=lambda value: {ALL: "all", SOME: "some"}.get(value, value),
 )
 async def test_a_worker_may_die_before_any_write(
-    durable: Stores, shapes: Sequence[str], tmp_path: Path, nursery: Nursery
+    durable: Stores, shapes: Sequence[str], tmp_path: Path, forks: Forks
 ) -> None:
     async with send_log(durable) if durable.kind == "redis" else nullcontext() as log:
 
         async def crash(shape: str, n: int) -> str:
             async with _case(durable, tmp_path, shape, f"{shape.replace(', ', '-')}-{n}") as case:
-                return await _worker_dies(case, shape, n, nursery, log)
+                return await _worker_dies(case, shape, n, forks, log)
 
         found = await _enumerated({shape: partial(crash, shape) for shape in shapes})
     for shape, outcomes in found.items():
         print(f"{durable.kind}, {shape}: {_told(outcomes)}")
 
 
-async def test_a_sender_may_die_before_any_write(durable: Stores, tmp_path: Path, nursery: Nursery) -> None:
+async def test_a_sender_may_die_before_any_write(durable: Stores, tmp_path: Path, forks: Forks) -> None:
     async def crash(concurrency: int, n: int) -> str:
         async with _case(durable, tmp_path, "timeout", f"sender-{concurrency}-{n}") as case:
-            return await _sender_dies(case, concurrency, n, nursery)
+            return await _sender_dies(case, concurrency, n, forks)
 
     found = await _enumerated({f"concurrency {each}": partial(crash, each) for each in (0, 1)})
     for concurrency, outcomes in found.items():
@@ -166,21 +158,21 @@ async def _case(stores: Stores, folder: Path, shape: str, name: str) -> AsyncIte
         await case.bench.close()
 
 
-async def _worker_dies(case: Case, shape: str, n: int, nursery: Nursery, log: SendLog | None) -> str:
+async def _worker_dies(case: Case, shape: str, n: int, forks: Forks, log: SendLog | None) -> str:
     """A worker dies before its n-th write, another one finishes the work; before which write, or nothing if it had
     fewer. ``log`` is that of Redis, which is one for all."""
     await case.server.connected()
     async with send_log(case.stores) if case.stores.kind == "sqlite" else nullcontext(log) as log:
         await send(case.server, case.work)
-        child = await case.start(nursery, "tests.path.workers", n, worker={"concurrency": 1})
-        await _until_dead_or(case.is_over, child)
-        crashed = not child.is_running
+        worker = forks.start(workers.run, case.asked(n, worker={"concurrency": 1}))
+        await _until_dead_or(case.is_over, worker)
+        crashed = not worker.is_running
         if crashed:
-            assert await child.ended() == CRASHED
+            assert worker.code == CRASHED
         known = await case.states(task.uuid for task in case.tasks)
         starts = case.ledger.counts("S")
         if not crashed:
-            await child.kill()
+            worker.kill()
         async with case.bench.working(case.server, concurrency=4):
             await eventually(case.is_over, patience=PATIENCE)
         await _check_end(case, SHAPES[shape])
@@ -223,11 +215,9 @@ def _check_sends(case: Case, sent: Counter[str]) -> None:
     assert {each: sent[each] for each in ids if sent[each] > expected.get(each, 1)} == {}, "sent twice"
 
 
-async def _sender_dies(case: Case, concurrency: int, n: int, nursery: Nursery) -> str:
-    child = await case.start(
-        nursery, "tests.path.senders", n, shape="timeout", seed=case.queue, concurrency=concurrency
-    )
-    code = await child.ended()
+async def _sender_dies(case: Case, concurrency: int, n: int, forks: Forks) -> str:
+    sender = forks.start(senders.run, case.asked(n, shape="timeout", seed=case.queue, concurrency=concurrency))
+    code = await sender.ended()
     assert code in (0, CRASHED)
     crashed = code == CRASHED
     if await case.rests():
@@ -276,9 +266,9 @@ async def _enumerated(crashes: Mapping[str, Callable[[int], Awaitable[str]]]) ->
     return {name: task.result() for name, task in tasks.items()}
 
 
-async def _until_dead_or(look: Callable[[], Awaitable[bool]], child: Child) -> None:
+async def _until_dead_or(look: Callable[[], Awaitable[bool]], process: Fork) -> None:
     async def dead_or() -> bool:
-        return not child.is_running or await look()
+        return not process.is_running or await look()
 
     await eventually(dead_or, patience=PATIENCE)
 

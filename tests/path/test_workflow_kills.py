@@ -26,10 +26,11 @@ from asyncqueue.state import State, TaskResult, TaskState
 from asyncqueue.wire import decode_group, encode_state
 from asyncqueue.workflow import DEADLINE, companion
 from tests.conftest import StartServer
+from tests.path import workers
 from tests.path.bench import Bench, Stores, eventually, reaches
 from tests.path.conftest import stores_of
+from tests.path.forks import Forks
 from tests.path.ledger import Ledger
-from tests.path.nursery import Child, Nursery, opened_nursery
 from tests.path.senders import send
 from tests.path.sends import send_log
 from tests.path.workers import server_with_tasks
@@ -50,27 +51,21 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger")
 
 
-@pytest_asyncio.fixture
-async def nursery() -> AsyncIterator[Nursery]:
-    async with opened_nursery() as nursery:
-        yield nursery
-
-
 # — kill -9 —
 
 
 async def test_chords_whose_workers_are_killed_by_the_second_have_their_callbacks_sent_once(
-    shared_store: Stores, bench: Bench, ledger: Ledger, nursery: Nursery, seed: Callable[[int], int]
+    shared_store: Stores, bench: Bench, ledger: Ledger, forks: Forks, seed: Callable[[int], int]
 ) -> None:
-    found = await _chords_under_kills(200, bench, ledger, nursery, seed(20_251_122))
+    found = await _chords_under_kills(200, bench, ledger, forks, seed(20_251_122))
     assert found.sent_once == 200
 
 
 @pytest.mark.long
 async def test_a_thousand_chords_whose_workers_are_killed_have_their_callbacks_sent_once(
-    shared_store: Stores, bench: Bench, ledger: Ledger, nursery: Nursery, seed: Callable[[int], int]
+    shared_store: Stores, bench: Bench, ledger: Ledger, forks: Forks, seed: Callable[[int], int]
 ) -> None:
-    found = await _chords_under_kills(1_000, bench, ledger, nursery, seed(20_251_122))
+    found = await _chords_under_kills(1_000, bench, ledger, forks, seed(20_251_122))
     assert found.sent_once == 1_000
 
 
@@ -80,12 +75,12 @@ async def test_chords_on_two_stores_have_their_callbacks_sent_however_workers_ar
     request: pytest.FixtureRequest,
     tmp_path: Path,
     ledger: Ledger,
-    nursery: Nursery,
+    forks: Forks,
     seed: Callable[[int], int],
 ) -> None:
     bench = Bench(stores_of(kind, request, tmp_path))
     try:
-        found = await _chords_under_kills(60, bench, ledger, nursery, seed(20_251_122))
+        found = await _chords_under_kills(60, bench, ledger, forks, seed(20_251_122))
     finally:
         await bench.close()
     # what is sent once more is what the killed had claimed, and was not marked as sent
@@ -102,7 +97,7 @@ class Found:
     begun_more: int
 
 
-async def _chords_under_kills(count: int, bench: Bench, ledger: Ledger, nursery: Nursery, seed: int) -> Found:
+async def _chords_under_kills(count: int, bench: Bench, ledger: Ledger, forks: Forks, seed: int) -> Found:
     """Every chord ends with its results in order, or an assertion fails; what it took."""
     server = server_with_tasks(bench.server(), ledger)
     await server.connected()
@@ -111,7 +106,7 @@ async def _chords_under_kills(count: int, bench: Bench, ledger: Ledger, nursery:
         for number in range(count):
             members = [server.signature("member", number * MEMBERS + place, MEMBER_TAKES) for place in range(MEMBERS)]
             chords.append(await send(server, chord(members, server.signature("collect", f"chord {number}"))))
-        async with _killed_by_the_second(bench.stores, ledger, nursery, random.Random(seed)) as kills:
+        async with _killed_by_the_second(bench.stores, ledger, forks, random.Random(seed)) as kills:
             async with asyncio.timeout(PATIENCE + count):
                 values = [await server.result(each.outline.id).get() for each in chords]
         sent = await log.counts()
@@ -138,33 +133,28 @@ async def _chords_under_kills(count: int, bench: Bench, ledger: Ledger, nursery:
 
 @asynccontextmanager
 async def _killed_by_the_second(
-    stores: Stores, ledger: Ledger, nursery: Nursery, chance: random.Random
+    stores: Stores, ledger: Ledger, forks: Forks, chance: random.Random
 ) -> AsyncIterator[Sequence[int]]:
     """Workers, one of which is killed each second, with another one in its place; the pids of the killed."""
-    settings = {"worker": {"lease": 2.0, "max_deliveries": 1_000}}
-
-    async def start() -> Child:
-        return await nursery.start(
-            "tests.path.workers",
-            broker=stores.broker,
-            backend=stores.backend,
-            ledger=str(ledger.folder),
-            settings=settings,
-            worker={"concurrency": MEMBERS},
-        )
-
+    asked = {
+        "broker": stores.broker,
+        "backend": stores.backend,
+        "ledger": str(ledger.folder),
+        "settings": {"worker": {"lease": 2.0, "max_deliveries": 1_000}},
+        "worker": {"concurrency": MEMBERS},
+    }
     killed: list[int] = []
 
     async def kill() -> None:
         while True:
             await asyncio.sleep(BETWEEN_KILLS)
             victim = chance.randrange(WORKERS)
-            assert workers[victim].is_running, "a worker ended by itself"
-            await workers[victim].kill()
-            killed.append(workers[victim].pid)
-            workers[victim] = await start()
+            assert running[victim].is_running, "a worker ended by itself"
+            running[victim].kill()
+            killed.append(running[victim].pid)
+            running[victim] = forks.start(workers.run, asked)
 
-    workers = [await start() for _ in range(WORKERS)]
+    running = [forks.start(workers.run, asked) for _ in range(WORKERS)]
     killing = asyncio.create_task(kill())
     try:
         yield killed

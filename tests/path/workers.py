@@ -14,7 +14,7 @@ from asyncqueue.builders import chord
 from asyncqueue.config import Settings
 from asyncqueue.engine.context import TaskContext
 from tests.path.bench import Stores
-from tests.path.forks import Fork
+from tests.path.forks import Fork, Forks
 from tests.path.ledger import Ledger
 
 
@@ -103,7 +103,7 @@ class Crew:
         self.stores = stores
         self.ledger = ledger
         self.sections = sections
-        self._processes: list[Fork] = []
+        self._forks = Forks()
 
     def start(
         self, *, crash_at: int = 0, lease: float | None = None, worker: dict[str, Any] | None = None, **options: Any
@@ -118,18 +118,15 @@ class Crew:
             "settings": self.sections | {"worker": {"lease": lease or self.stores.lease, **(worker or {})}},
             "worker": options,
         }
-        self._processes.append(Fork.start(run, asked))
-        return self._processes[-1]
+        return self._forks.start(run, asked)
 
     @property
     def running(self) -> list[Fork]:
         """Those that have not ended."""
-        return [each for each in self._processes if each.code is None]
+        return self._forks.running
 
     def stop(self) -> None:
-        for each in self._processes:
-            each.signal(signal.SIGCONT)
-            each.kill()
+        self._forks.stop()
 
 
 class _Crashing:
