@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -37,7 +37,6 @@ from tests.services import (
     RedisCluster,
     RedisSentinel,
     RedisServer,
-    Server,
     ServiceMissing,
     ValkeyServer,
     memcached,
@@ -51,6 +50,12 @@ class Startable(Protocol):
 
     def start(self) -> object: ...
     def stop(self) -> None: ...
+
+
+class Named(Startable, Protocol):
+    """A server of which a variable of the environment may say that somebody else runs it, and where."""
+
+    def variables(self) -> Mapping[str, str]: ...
 
 
 AnyServer = TypeVar("AnyServer", bound=Startable)
@@ -102,12 +107,7 @@ def nothing_blocks_the_loop() -> Iterator[None]:
 def shared_redis() -> Iterator[str]:
     """The URL of one Redis for the whole session: that of ``REDIS_URL``, or one of our own. Most tests want
     ``redis_url`` instead, which is an empty database of it."""
-    if url := os.environ.get("REDIS_URL"):
-        yield url
-        return
-    server = _start(RedisServer(databases=DATABASES))
-    yield server.url
-    server.stop()
+    yield from _theirs_or_own("REDIS_URL", RedisServer(databases=DATABASES))
 
 
 @pytest.fixture
@@ -119,12 +119,7 @@ def redis_url(shared_redis: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_redis_tls() -> Iterator[str]:
     """The URL of one Redis with TLS for the whole session: that of ``REDIS_TLS_URL``, or one of our own."""
-    if url := os.environ.get("REDIS_TLS_URL"):
-        yield url
-        return
-    server = _start(RedisServer(tls=True, databases=DATABASES))
-    yield server.tls_url
-    server.stop()
+    yield from _theirs_or_own("REDIS_TLS_URL", RedisServer(tls=True, databases=DATABASES))
 
 
 @pytest.fixture
@@ -136,9 +131,8 @@ def redis_tls_url(shared_redis_tls: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[str]:
     """The URL of one Valkey for the whole session: a server version more."""
-    server = _start(ValkeyServer(databases=DATABASES))
-    yield server.url
-    server.stop()
+    with _running(ValkeyServer(databases=DATABASES)) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -150,9 +144,8 @@ def valkey_url(shared_valkey: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_redis_sentinel() -> Iterator[RedisSentinel]:
     """One master with its replica and sentinels for the whole session: not to be killed."""
-    group = _start(RedisSentinel(databases=DATABASES))
-    yield group
-    group.stop()
+    with _running(RedisSentinel(databases=DATABASES)) as group:
+        yield group
 
 
 @pytest.fixture
@@ -165,9 +158,8 @@ def redis_sentinel_url(shared_redis_sentinel: RedisSentinel) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_redis_cluster() -> Iterator[RedisCluster]:
     """One cluster of three masters for the whole session: not to be killed."""
-    cluster = _start(RedisCluster())
-    yield cluster
-    cluster.stop()
+    with _running(RedisCluster()) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -189,9 +181,8 @@ def shared_rabbitmq() -> Iterator[Rabbit]:
         wait_until_reachable(url)
         yield Rabbit(url, management_url, os.environ.get("RABBITMQ_TLS_URL", ""))
         return
-    server = _start(RabbitServer(tls=True))
-    yield Rabbit(server.url, server.management_url, server.tls_url)
-    server.stop()
+    with _running(RabbitServer(tls=True)) as server:
+        yield Rabbit(server.url, server.management_url, server.tls_url)
 
 
 @pytest.fixture
@@ -277,13 +268,7 @@ def dynamodb_url(dynamodb_tables: tuple[str, Any]) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared_pubsub() -> Iterator[str]:
     """``host:port`` of one Pub/Sub for the whole session: that of ``PUBSUB_EMULATOR_HOST``, or a pstest of our own."""
-    if host := os.environ.get("PUBSUB_EMULATOR_HOST"):
-        wait_until_reachable(f"//{host}")
-        yield host
-        return
-    server = _start(PubSubServer())
-    yield server.host
-    server.stop()
+    yield from _theirs_or_own("PUBSUB_EMULATOR_HOST", PubSubServer())
 
 
 @pytest.fixture(scope="session")
@@ -334,14 +319,7 @@ def mongo_url(shared_mongo: str, mongo_client: Any) -> Iterator[str]:
 def shared_memcache() -> Iterator[str]:
     """The URL of some memcached for the whole session: those of ``MEMCACHE_URL``, or two of our own. Tests want
     ``memcache_url`` instead."""
-    if url := os.environ.get("MEMCACHE_URL"):
-        for place in url.partition("://")[2].split(","):
-            wait_until_reachable(f"//{place}")
-        yield url
-        return
-    servers = _start(Memcacheds())
-    yield servers.url
-    servers.stop()
+    yield from _theirs_or_own("MEMCACHE_URL", Memcacheds())
 
 
 @pytest.fixture
@@ -416,14 +394,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{count:5}  {reason}")
 
 
-def _theirs_or_own(variable: str, own: Server) -> Iterator[str]:
-    """The URL in a variable of the environment, once somebody answers there; else that of a server of our own."""
+def _theirs_or_own(variable: str, own: Named) -> Iterator[str]:
+    """What a variable of the environment says, once somebody answers there; else where a server of our own is."""
     if url := os.environ.get(variable):
-        wait_until_reachable(url)
+        for place in url.rpartition("://")[2].split(","):
+            wait_until_reachable(f"//{place}")
         yield url
         return
-    yield _start(own).variables()[variable]
-    own.stop()
+    with _running(own):
+        yield own.variables()[variable]
+
+
+@contextmanager
+def _running(server: AnyServer) -> Iterator[AnyServer]:
+    _start(server)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def _start(server: AnyServer) -> AnyServer:
