@@ -118,8 +118,9 @@ def with_faults(thing: T, faults: Faults) -> T:
     ``watch`` does not fail by itself. Calls that the thing makes of itself are not met.
     """
     kind = type(thing)
-    verbs = {name: _forwarding(name) for name in dir(kind) if _is_verb(kind, name)}
-    return cast(T, type(f"Faulty{kind.__name__}", (_Faulty,), verbs)(thing, faults))
+    names = {name for name in dir(thing) if not name.startswith("_")} - {"twin"}
+    parts = {name: _forwarding(name) if _is_verb(kind, name) else _standing_for(name) for name in names}
+    return cast(T, type(f"Faulty{kind.__name__}", (_Faulty,), parts)(thing, faults))
 
 
 class _Faulty:
@@ -127,15 +128,12 @@ class _Faulty:
         self._thing = thing
         self._faults = faults
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._thing, name)
-
     def twin(self) -> Any:
         return with_faults(self._thing.twin(), self._faults)
 
 
 def _is_verb(kind: type, name: str) -> bool:
-    return not name.startswith("_") and inspect.iscoroutinefunction(getattr(kind, name))
+    return inspect.iscoroutinefunction(getattr(kind, name, None))
 
 
 def _forwarding(verb: str) -> Callable[..., Awaitable[Any]]:
@@ -144,6 +142,11 @@ def _forwarding(verb: str) -> Callable[..., Awaitable[Any]]:
 
     forward.__name__ = verb
     return forward
+
+
+def _standing_for(name: str) -> property:
+    # no __getattr__ for all of them: what has its methods by that is no protocol's from Python 3.12 on
+    return property(lambda self: getattr(self._thing, name), lambda self, value: setattr(self._thing, name, value))
 
 
 async def _waits_in(waiting: list[_Waiting]) -> None:

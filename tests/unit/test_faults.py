@@ -10,8 +10,20 @@ import pytest
 
 from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
 from asyncqueue.backends.memory import MemoryBackend
-from asyncqueue.brokers.base import Ack, Broker, Inspector, JointStore, Message, Settled, Tended, Unsettled
+from asyncqueue.brokers.base import (
+    Ack,
+    Broker,
+    Inspector,
+    JointStore,
+    Message,
+    Polling,
+    Reconnecting,
+    Settled,
+    Tended,
+    Unsettled,
+)
 from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.brokers.redis import RedisBroker
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import Refused, Unavailable
 from asyncqueue.locks.base import TurnLock
@@ -156,6 +168,15 @@ def test_with_faults_a_thing_is_what_it_was() -> None:
     assert not isinstance(backend, JointStore)
     assert broker.capabilities == MemoryBroker().capabilities
     assert broker.address.startswith("memory://")
+
+
+def test_what_a_thing_can_be_told_reaches_it_through_its_faults() -> None:
+    driver = RedisBroker("redis://127.0.0.1")
+    broker: Any = with_faults(driver, Faults())
+    for protocol in (Polling, Reconnecting, Tended):
+        assert isinstance(broker, protocol)
+    broker.normal_poll = 0.5
+    assert driver.normal_poll == 0.5
 
 
 @pytest.mark.parametrize(
