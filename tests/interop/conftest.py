@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import pytest_asyncio
 
-from tests.conftest import turn, unavailable
+from tests.conftest import turn, unavailable, without_queues_after
 from tests.interop import table
 from tests.interop.fleet import DIRECTIONS, PY, QUEUES, Fleet, Pair, Stores, fleet_on
-from tests.services import Rabbit, RedisServer, ServiceMissing, started
+from tests.services import Rabbit, RedisCluster, RedisSentinel, RedisServer, ServiceMissing, started
 from tests.services.machinery import MACHINERY
 
 pytest.register_assert_rewrite("tests.interop.rows")
@@ -70,27 +70,66 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stack: ExitStack) -> Stores:
     """Places of a pair that are a fleet's alone. They are the session's own servers, but where somebody runs one."""
-    database = f"redis://127.0.0.1:{redis.port}/{next(_DATABASES)}"
-    amqp = stack.enter_context(_vhost(request)) if "rabbitmq" in (pair.broker, pair.backend) else ""
-    brokers, environment = dict.fromkeys(QUEUES, database if pair.broker == "redis" else amqp), None
+
+    def where(kind: str) -> str:
+        return stack.enter_context(_WHERE[kind](request))
+
+    lock, environment = f"127.0.0.1:{redis.port}", None
     if pair.broker == "pubsub":
-        host, project = request.getfixturevalue("shared_pubsub"), stack.enter_context(_project(request))
+        host, project = request.getfixturevalue("shared_pubsub"), where("pubsub")
         brokers = {language: f"gcppubsub://{project}/{queue}" for language, queue in QUEUES.items()}
         brokers[PY] += f"?emulator={host}"
         environment = os.environ | {"PUBSUB_EMULATOR_HOST": host}
-    match pair.backend:
-        case "redis":
-            backend = database
-        case "rabbitmq":
-            backend = amqp
-        case "memcached":
-            if os.environ.get("MEMCACHE_URL"):  # others empty it
-                stack.enter_context(turn("memcached"))
-            backend = request.getfixturevalue("shared_memcache")
-        case _:  # Go looks into this database, whatever its URL says
-            parts = urlsplit(request.getfixturevalue("shared_mongo"))
-            backend = urlunsplit(parts._replace(path="/machinery"))
-    return Stores(pair, brokers, backend, f"127.0.0.1:{redis.port}", environment)
+    else:
+        brokers = dict.fromkeys(QUEUES, where(pair.broker))
+    backend = brokers[PY] if pair.backend == pair.broker else where(pair.backend)
+    return Stores(pair, brokers, backend, lock, environment)
+
+
+@contextmanager
+def _redis(request: pytest.FixtureRequest) -> Iterator[str]:
+    redis: RedisServer = request.getfixturevalue("fleets_redis")
+    yield f"redis://127.0.0.1:{redis.port}/{next(_DATABASES)}"
+
+
+@contextmanager
+def _memcached(request: pytest.FixtureRequest) -> Iterator[str]:
+    with turn("memcached") if os.environ.get("MEMCACHE_URL") else nullcontext():  # others empty it
+        yield request.getfixturevalue("shared_memcache")
+
+
+@contextmanager
+def _mongo(request: pytest.FixtureRequest) -> Iterator[str]:
+    parts = urlsplit(request.getfixturevalue("shared_mongo"))
+    yield urlunsplit(parts._replace(path="/machinery"))  # Go looks into this database, whatever its URL says
+
+
+@contextmanager
+def _dynamodb(request: pytest.FixtureRequest) -> Iterator[str]:
+    url, _ = request.getfixturevalue("dynamodb_tables")
+    yield url
+
+
+@contextmanager
+def _sqs(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Its queues have the same names in each fleet."""
+    with without_queues_after(request.getfixturevalue("sqs_client")):
+        yield request.getfixturevalue("shared_sqs")
+
+
+@contextmanager
+def _cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    cluster: RedisCluster = request.getfixturevalue("shared_redis_cluster")
+    yield cluster.url
+    cluster.flush()
+
+
+@contextmanager
+def _sentinel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Behind sentinels, version 1 looks into database 0, whatever its URL says."""
+    sentinel: RedisSentinel = request.getfixturevalue("shared_redis_sentinel")
+    yield sentinel.url
+    sentinel.master.call("FLUSHDB")
 
 
 @contextmanager
@@ -110,3 +149,16 @@ def _vhost(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"{rabbit.url}{name}"
     finally:
         rabbit.manage("DELETE", f"vhosts/{name}")
+
+
+_WHERE: Mapping[str, Callable[[pytest.FixtureRequest], AbstractContextManager[str]]] = {
+    "redis": _redis,
+    "rabbitmq": _vhost,
+    "pubsub": _project,
+    "memcached": _memcached,
+    "mongodb": _mongo,
+    "dynamodb": _dynamodb,
+    "sqs": _sqs,
+    "cluster": _cluster,
+    "sentinel": _sentinel,
+}

@@ -16,7 +16,7 @@ def _peer(version: str, module: str) -> GoBuild:
         _SOURCES / version,
         module,
         "Machinery",
-        shared=(_SOURCES / "peer.go", _SOURCES / "tasks.go"),
+        shared=tuple(_SOURCES / name for name in ("peer.go", "tasks.go", "places.go")),
         imports=("machinery/v2", f"machinery/{version}"),
     )
 

@@ -89,9 +89,9 @@ func configuration(asked options) *config.Config {
 		declared["x-max-priority"] = asked.maxPriority
 	}
 	return &config.Config{
-		Broker:          asked.broker,
+		Broker:          plain(asked.broker),
 		DefaultQueue:    asked.queue,
-		ResultBackend:   asked.backend,
+		ResultBackend:   plain(asked.backend),
 		ResultsExpireIn: 3600,
 		AMQP: &config.AMQPConfig{
 			Exchange: "machinery_exchange", ExchangeType: "direct", BindingKey: asked.queue,
@@ -100,6 +100,7 @@ func configuration(asked options) *config.Config {
 		Redis: &config.RedisConfig{
 			MaxIdle: 3, IdleTimeout: 240, ReadTimeout: 15, WriteTimeout: 15, ConnectTimeout: 15,
 			NormalTasksPollPeriod: 1000, DelayedTasksPollPeriod: 50,
+			MasterName: redisAt(asked.broker).masterName,
 		},
 		GCPPubSub: &config.GCPPubSubConfig{},
 	}

@@ -2,13 +2,15 @@ module asyncqueue.tests/peer
 
 go 1.18
 
-require github.com/RichardKnop/machinery v1.10.8
+require (
+	github.com/RichardKnop/machinery v1.10.8
+	github.com/aws/aws-sdk-go v1.37.16
+)
 
 require (
 	cloud.google.com/go v0.76.0 // indirect
 	cloud.google.com/go/pubsub v1.10.0 // indirect
 	github.com/RichardKnop/logging v0.0.0-20190827224416-1a693bdd4fae // indirect
-	github.com/aws/aws-sdk-go v1.37.16 // indirect
 	github.com/bradfitz/gomemcache v0.0.0-20230905024940-24af94b03874 // indirect
 	github.com/cespare/xxhash/v2 v2.2.0 // indirect
 	github.com/dgryski/go-rendezvous v0.0.0-20200823014737-9f7001d12a5f // indirect

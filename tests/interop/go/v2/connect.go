@@ -1,13 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/RichardKnop/machinery/v2"
 	amqpbackend "github.com/RichardKnop/machinery/v2/backends/amqp"
+	"github.com/RichardKnop/machinery/v2/backends/dynamodb"
 	backends "github.com/RichardKnop/machinery/v2/backends/iface"
 	"github.com/RichardKnop/machinery/v2/backends/memcache"
 	"github.com/RichardKnop/machinery/v2/backends/mongo"
@@ -16,10 +17,14 @@ import (
 	"github.com/RichardKnop/machinery/v2/brokers/gcppubsub"
 	brokers "github.com/RichardKnop/machinery/v2/brokers/iface"
 	redisbroker "github.com/RichardKnop/machinery/v2/brokers/redis"
+	"github.com/RichardKnop/machinery/v2/brokers/sqs"
 	"github.com/RichardKnop/machinery/v2/config"
 	eagerlock "github.com/RichardKnop/machinery/v2/locks/eager"
 	locks "github.com/RichardKnop/machinery/v2/locks/iface"
 	redislock "github.com/RichardKnop/machinery/v2/locks/redis"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	dynamodbclient "github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	sqsclient "github.com/aws/aws-sdk-go-v2/service/sqs"
 )
 
 const version = "go v2"
@@ -43,20 +48,29 @@ func connect(asked options) (*machinery.Server, error) {
 }
 
 func brokerAt(found *config.Config) (brokers.Broker, error) {
-	place, err := url.Parse(found.Broker)
-	if err != nil {
-		return nil, err
-	}
-	switch place.Scheme {
+	scheme, rest, _ := strings.Cut(found.Broker, "://")
+	switch scheme {
 	case "amqp":
 		return amqpbroker.New(found), nil
 	case "gcppubsub":
-		return gcppubsub.New(found, place.Host, strings.Trim(place.Path, "/"))
+		project, subscription, _ := strings.Cut(rest, "/")
+		return gcppubsub.New(found, project, subscription)
+	case "http":
+		place, client, err := awsConfig(found.Broker)
+		if err != nil {
+			return nil, err
+		}
+		found.Broker = place.url
+		found.SQS = &config.SQSConfig{Client: sqsclient.NewFromConfig(client), WaitTimeSeconds: receiveWait}
+		return sqs.New(found)
 	case "redis":
-		password, _ := place.User.Password()
-		return redisbroker.New(found, place.Host, "", password, "", number(place)), nil
+		place := redisAt(found.Broker)
+		if len(place.hosts) > 1 {
+			return redisbroker.NewGR(found, place.hosts, 0), nil
+		}
+		return redisbroker.New(found, place.hosts[0], "", "", "", number(place)), nil
 	}
-	return nil, fmt.Errorf("no broker has the scheme %q", place.Scheme)
+	return nil, fmt.Errorf("no broker has the scheme %q", scheme)
 }
 
 func backendAt(found *config.Config) (backends.Backend, error) {
@@ -64,23 +78,41 @@ func backendAt(found *config.Config) (backends.Backend, error) {
 	switch scheme {
 	case "amqp":
 		return amqpbackend.New(found), nil
-	case "memcache": // several servers make no URL
+	case "http":
+		_, client, err := awsConfig(found.ResultBackend)
+		if err != nil {
+			return nil, err
+		}
+		found.DynamoDB = &config.DynamoDBConfig{
+			Client: dynamodbclient.NewFromConfig(client), TaskStatesTable: statesTable, GroupMetasTable: groupsTable,
+		}
+		return dynamodb.New(found)
+	case "memcache":
 		return memcache.New(found, strings.Split(rest, ",")), nil
 	case "mongodb":
 		return mongo.New(found)
 	case "redis":
-		place, err := url.Parse(found.ResultBackend)
-		if err != nil {
-			return nil, err
+		place := redisAt(found.ResultBackend)
+		if len(place.hosts) > 1 {
+			return redisbackend.NewGR(found, place.hosts, 0), nil
 		}
-		password, _ := place.User.Password()
-		return redisbackend.New(found, place.Host, "", password, "", number(place)), nil
+		return redisbackend.New(found, place.hosts[0], "", "", "", number(place)), nil
 	}
 	return nil, fmt.Errorf("no result backend has the scheme %q", scheme)
 }
 
 // number is that of Redis's database.
-func number(place *url.URL) int {
-	found, _ := strconv.Atoi(strings.Trim(place.Path, "/"))
+func number(place redisPlace) int {
+	found, _ := strconv.Atoi(place.database)
 	return found
+}
+
+func awsConfig(text string) (awsPlace, aws.Config, error) {
+	place, err := awsAt(text)
+	keys := func(context.Context) (aws.Credentials, error) {
+		return aws.Credentials{AccessKeyID: place.key, SecretAccessKey: place.secret}, nil
+	}
+	return place, aws.Config{
+		BaseEndpoint: &place.endpoint, Region: place.region, Credentials: aws.CredentialsProviderFunc(keys),
+	}, err
 }
