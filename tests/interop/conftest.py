@@ -21,7 +21,7 @@ from tests.services.machinery import MACHINERY
 
 pytest.register_assert_rewrite("tests.interop.rows")
 _DATABASES = itertools.count(1)
-"""To version 1 of Machinery, locks are in database 0."""
+"""Locks are in database 0."""
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stac
     def where(kind: str) -> str:
         return stack.enter_context(_WHERE[kind](request))
 
-    lock, environment = f"127.0.0.1:{redis.port}", None
+    environment = None
     if pair.broker == "pubsub":
         host, project = request.getfixturevalue("shared_pubsub"), where("pubsub")
         brokers = {language: f"gcppubsub://{project}/{queue}" for language, queue in QUEUES.items()}
@@ -83,6 +83,8 @@ def _stores(request: pytest.FixtureRequest, pair: Pair, redis: RedisServer, stac
     else:
         brokers = dict.fromkeys(QUEUES, where(pair.broker))
     backend = brokers[PY] if pair.backend == pair.broker else where(pair.backend)
+    # to version 1, locks are in database 0; to both, what is behind sentinels or a cluster has its locks there too
+    lock = brokers[PY] if pair.broker in ("cluster", "sentinel") else f"redis://127.0.0.1:{redis.port}/0"
     return Stores(pair, brokers, backend, lock, environment)
 
 

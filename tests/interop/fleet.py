@@ -148,7 +148,7 @@ class Stores:
     brokers: Mapping[str, str]
     backend: str
     lock: str
-    """``host:port`` of a Redis."""
+    """URL of a Redis."""
     environment: Mapping[str, str] | None = None
 
     def place(self, version: str, queue: str = "") -> Place:
@@ -170,7 +170,7 @@ class Stores:
             "default_queue": QUEUES[PY],
             "go_compat": True,
             "program": program,
-            "lock": f"redis://{self.lock}/0",
+            "lock": self.lock,
             "amqp": {"binding_key": QUEUES[PY], "queue_declare_args": {"x-max-priority": MAX_PRIORITY}},
             "redis": {"delayed_tasks_poll_period": DELAYED_POLL},
             "worker": {"concurrency": concurrency, "queues": list(queues)},

@@ -21,7 +21,7 @@ DEADLINE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a peer works. ``lock`` is the ``host:port`` of a Redis for the locks of periodic tasks."""
+    """Where a peer works. ``lock`` is the URL of the Redis of the locks of periodic tasks."""
 
     broker: str
     backend: str

@@ -13,7 +13,7 @@ import pytest
 from tests.interop import table
 from tests.interop.fleet import DIRECTIONS, Fleet, Leg, Pair
 from tests.interop.peer import DEADLINE
-from tests.interop.rows import ROWS, Impossible, Row
+from tests.interop.rows import ROWS, Impossible, Row, periodic
 
 IN_FULL = (Pair("redis", "redis", in_full=True), Pair("rabbitmq", "redis", in_full=True))
 OTHERS = [
@@ -22,7 +22,10 @@ OTHERS = [
     for backend in ("redis", "rabbitmq", "memcached", "mongodb")
     if (broker, backend) not in {(pair.broker, pair.backend) for pair in IN_FULL}
 ]
-OTHERS += [Pair("sqs", "dynamodb"), Pair("sqs", "redis"), Pair("cluster", "cluster"), Pair("sentinel", "sentinel")]
+OTHERS += [Pair("sqs", "dynamodb"), Pair("sqs", "redis")]
+MANY_SERVERS = [Pair("cluster", "cluster"), Pair("sentinel", "sentinel")]
+CORE = [row for row in ROWS if row.is_core]
+LOCKED = [row for row in ROWS if row.check is periodic]
 
 on_a_fleet = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,8 +47,17 @@ async def test_python_and_go_do_all_of_it_together(fleet: Fleet, row: Row, reque
 
 @on_a_fleet
 @pairs(OTHERS)
-@rows([row for row in ROWS if row.is_core])
+@rows(CORE)
 async def test_python_and_go_work_together(fleet: Fleet, row: Row, request: pytest.FixtureRequest) -> None:
+    await _in_all_directions(fleet, row, request.node)
+
+
+@on_a_fleet
+@pairs(MANY_SERVERS)
+@rows([*CORE, *LOCKED])
+async def test_python_and_go_work_together_on_several_servers(
+    fleet: Fleet, row: Row, request: pytest.FixtureRequest
+) -> None:
     await _in_all_directions(fleet, row, request.node)
 
 

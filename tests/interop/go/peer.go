@@ -58,7 +58,7 @@ func main() {
 	asked := options{}
 	flag.StringVar(&asked.broker, "broker", "", "URL of the broker")
 	flag.StringVar(&asked.backend, "backend", "", "URL of the result backend")
-	flag.StringVar(&asked.lock, "lock", "", "host:port of the Redis of the lock of periodic tasks")
+	flag.StringVar(&asked.lock, "lock", "", "URL of the Redis of the lock of periodic tasks")
 	flag.StringVar(&asked.queue, "queue", "machinery_tasks", "default queue, also of the worker")
 	flag.IntVar(&asked.maxPriority, "max-priority", 0, "x-max-priority of RabbitMQ's queues")
 	concurrency := flag.Int("concurrency", 0, "slots of the worker; 0: no worker")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"strings"
 
 	"github.com/RichardKnop/machinery/v1"
 	"github.com/RichardKnop/machinery/v1/config"
@@ -18,7 +19,7 @@ const version = "go v1"
 func connect(asked options) (*machinery.Server, error) {
 	found := configuration(asked)
 	if asked.lock != "" {
-		found.Lock = "redis://" + asked.lock
+		found.Lock = "redis://" + strings.Join(redisAt(asked.lock).hosts, ",") // in database 0
 	}
 	if isAWS(asked.broker) {
 		place, client, err := awsClient(asked.broker)

@@ -42,7 +42,7 @@ func connect(asked options) (*machinery.Server, error) {
 	}
 	var lock locks.Lock = eagerlock.New()
 	if asked.lock != "" {
-		lock = redislock.New(found, []string{asked.lock}, 0, 3)
+		lock = redislock.New(found, redisAt(asked.lock).hosts, 0, 3)
 	}
 	return machinery.NewServer(found, broker, backend, lock), nil
 }
