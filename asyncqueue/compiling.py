@@ -45,6 +45,7 @@ from asyncqueue.workflow import (
     attempt_of,
     group_id_of,
     tasks_in,
+    watch_id_of,
 )
 
 NewId = Callable[[str], str]
@@ -89,14 +90,16 @@ def continued(
     limits: Limits = DEFAULT_LIMITS,
     attempt: int | None = None,
     go: GoCompat = OFF,
+    home: str = "",
 ) -> Compiled:
     """The workflow as which a running task goes on: its last task takes over the UUID of the original and all that
     waits for it. ``attempt`` is the number of the run which goes on so, by default as its message says; a run that is
-    repeated goes on as the same tasks. Raises as ``compiled`` does."""
+    repeated goes on as the same tasks. ``home`` is the default queue of the server, where ``default_queue`` is that of
+    the original: what is built in beside queues of Go's is there. Raises as ``compiled`` does."""
     attempt = attempt_of(original) if attempt is None else attempt
     ids = ids_from(f"{original.uuid}/{attempt}")
     is_shared = _is_shared([node, *nested(original)], go, default_queue)
-    compiler = _Compiler(default_queue, limits, ids, go, is_shared, MAX_TASKS, _wholes_of(original))
+    compiler = _Compiler(default_queue, limits, ids, go, is_shared, MAX_TASKS, _wholes_of(original), home)
     compiler.name_whole(node)
     successors = [_Entry(each, not original.immutable) for each in original.on_success or ()]
     plan_id = header(original, PLAN_HEADER)
@@ -195,6 +198,7 @@ class _Compiler:
     is_shared: bool  # Go's workers may be part of it
     max_tasks: int
     wholes: tuple[str, ...] = ()  # the plans that name all tasks of the workflows that these are part of
+    home: str = ""  # the default queue of the server, where ``default_queue`` is another one
     plans: dict[str, Plan] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)  # of the tasks that have a UUID already
     _open: list[Node] = field(default_factory=list)
@@ -308,6 +312,8 @@ class _Compiler:
                     "only, and tasks of this workflow are on queues of Go's workers too (go_compat); expected 'fail'"
                 )
             callback = with_headers(callback, {ON_FAILURE_HEADER: on_failure})
+        if self.is_shared:  # workers in Go may send it twice
+            callback = with_headers(callback, {CHECK_HEADER: "1"})
         group_id = group_id_of(callback.uuid, attempt_of(callback))
         if len(group.members) > self.limits.max_args and not callback.immutable:
             raise ArgumentError(
@@ -340,7 +346,8 @@ class _Compiler:
     ) -> _Entry:
         """A built-in task that ends a group from outside, after so many seconds."""
         place = name.removeprefix(names.BUILT_IN_PREFIX)
-        task = self.built_in(name, _step(path, place), _queue_of(group, self.default_queue))
+        uuid = watch_id_of(membership.group_id) if name == WATCH else ""
+        task = self.built_in(name, _step(path, place), _queue_of(group, self.default_queue), uuid=uuid)
         args = [Arg(type="string", value=membership.group_id)]
         if ahead is not None:  # no header: those have to fit in one frame of RabbitMQ's, and these may be thousands
             args.append(Arg(type="[]string", value=list(ahead)))
@@ -384,7 +391,7 @@ class _Compiler:
     # — tasks —
 
     def built_in(self, name: str, path: str, queue: str, *, uuid: str = "") -> Signature:
-        queue = self.go.companion(queue, self.default_queue)
+        queue = self.go.companion(queue, self.home or self.default_queue)
         problem = names.queue_problem(queue)
         if problem is not None:
             raise ArgumentError(f"{name} needs a queue beside that of its neighbours: {problem}")

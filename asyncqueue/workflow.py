@@ -42,7 +42,8 @@ FAILED_HEADER = "aq-failed"
 """On a task in a companion queue: it is not to be run, but to be settled as failed with this error."""
 
 SEEN_HEADER = "aq-seen"
-"""On ``aq.watch``: when it looked last, its group had ended, and somebody may have been about to send what follows."""
+"""On ``aq.watch``: at so many looks in a row its group had ended, and somebody may have been about to send what
+follows."""
 
 ATTEMPT_HEADER = "aq-attempt"
 """The number of the run that this message asks for, from 2; without it, 1."""
@@ -68,7 +69,8 @@ WATCH = "aq.watch"
 saw it. Its second argument is a list of the tasks that Go's workers may run before members of the group."""
 
 FIRST_LOOK = 2.0
-"""How long (seconds) after a group is sent it is looked at first; then again after twice as long, and so on."""
+"""How long (seconds) after a group is sent, or seen first where Go sent it, it is looked at; then again after twice as
+long, and so on."""
 
 BUILT_IN = frozenset({PASS, NONE, DEADLINE, OVER, WATCH})
 """The tasks that every Python worker knows, and no Go worker is given."""
@@ -215,6 +217,16 @@ def group_id_of(callback_id: str, attempt: int = 1) -> str:
     """The UUID of the group whose callback has this UUID. ``attempt`` is that of the callback, which is over 1 where a
     task goes on as a chord."""
     return f"group_{uuid5(NAMESPACE_OID, callback_id if attempt == 1 else f'{callback_id}/{attempt}')}"
+
+
+def is_of_go(group_id: str, callback: Signature) -> bool:
+    """Whether a client in Go made up the group before this callback: ours are named after what follows them."""
+    return group_id != group_id_of(callback.uuid, attempt_of(callback))
+
+
+def watch_id_of(group_id: str) -> str:
+    """The UUID of the ``aq.watch`` of a group: there is one, whoever begins it."""
+    return f"task_{uuid5(NAMESPACE_OID, f'{group_id}/watch')}"
 
 
 def tasks_in(signatures: Iterable[Signature], plans: Iterable[Plan] = ()) -> list[Signature]:

@@ -38,7 +38,7 @@ from asyncqueue.engine.outcome import (
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
 from asyncqueue.engine.showings import Showings
-from asyncqueue.engine.watching import looked_after
+from asyncqueue.engine.watching import Watcher
 from asyncqueue.errors import ArgumentError, BadMessage, MessageTooLarge, NoBackend
 from asyncqueue.go_compat import problem_with_results
 from asyncqueue.signature import Plan, Signature, header
@@ -89,6 +89,7 @@ class Execution:
     ) -> None:
         self._registry = registry
         self._backend = backend
+        self._watcher = None if backend is None else Watcher(backend, patience)
         self._clock = clock
         self._events = events
         self._patience = patience
@@ -130,7 +131,7 @@ class Execution:
             self._tell_unknown(signature.name, delivery.queue)
             return Ran(delivery, signature, NotMine())
         attempt = attempt_of(signature)
-        if delivery.attempt > 1 or (headers and CHECK_HEADER in headers):
+        if delivery.attempt > 1 or (headers and CHECK_HEADER in headers) or self._may_be_sent_twice(signature.uuid):
             state = await self._state_of(signature)
             known = known_end(state, signature, registered.options) if state is not None else None
             if known is not None:
@@ -219,9 +220,8 @@ class Execution:
             case workflow.DEADLINE | workflow.WATCH if signature.eta is None and attempt_of(signature) == 1:
                 # a worker in Go sent it, who does not know that its time begins then
                 return signature, Retry("sent early", float(header(signature, COUNTDOWN_HEADER) or 0), counts=False)
-            case workflow.WATCH if self._backend is not None:
-                backend = self._backend
-                return await self._patience.insist("look after a group", lambda: looked_after(signature, backend))
+            case workflow.WATCH if self._watcher is not None:
+                return await self._watcher.look(signature)
             case workflow.DEADLINE if signature.args and signature.chord_callback is not None:
                 group_id = str(signature.args[0].value)
                 error = f"group {group_id} was not complete within {header(signature, workflow.COUNTDOWN_HEADER)} s"
@@ -230,6 +230,10 @@ class Execution:
                 return signature, Over(str(signature.args[0].value) if signature.args else "")
             case _:
                 return signature, Succeeded(())
+
+    def _may_be_sent_twice(self, task_id: str) -> bool:
+        """Whether it is a callback that Go's client has named: it asks for no check, and Go may send it twice."""
+        return self._is_beside_go and task_id.startswith("chord_")
 
     def _check_for_go(self, signature: Signature, results: Sequence[TaskResult]) -> None:
         rules = self._rules()
@@ -261,6 +265,7 @@ class Execution:
                     limits=rules.limits,
                     attempt=context.attempt,
                     go=rules.go,
+                    home=rules.default_queue,
                 )
                 for each in going_on.entries:
                     problem = self._registry.problem_for_go(each, rules.go, context.queue)

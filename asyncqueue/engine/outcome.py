@@ -245,11 +245,11 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
             state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
             return Settled(delivery, Ack(), state, end=group_failed(group_id, callback, error, rules, now_ns))
         case Unseen(group, callback, states, is_marked):
-            state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
             end = group_completed(group, callback, states, rules, now_ns)
-            if not is_marked:
-                return Settled(delivery, Ack(), state, end=end)
-            return Settled(delivery, Ack(), state, ended=end.ended, pending=end.pending, publish=end.publish)
+            if is_marked:  # its state would say, before it is true, that all is sent
+                return Settled(delivery, Ack(), ended=end.ended, pending=end.pending, publish=end.publish)
+            state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
+            return Settled(delivery, Ack(), state, end=end)
         case Over(error):
             # to wait for a member is no progress: if that never ends, the entries shall
             base = Settled(delivery, Ack(), alive=family(signature) if attempt == 1 else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, assert_never
@@ -24,10 +25,11 @@ from asyncqueue.clock import Clock
 from asyncqueue.engine.following import group_completed, group_failed
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.over import over, over_again
+from asyncqueue.engine.watching import begun, concluded
 from asyncqueue.signature import Plan, Signature
 from asyncqueue.state import GroupMeta, State, TaskState
 from asyncqueue.wire import decode_signature, readable_task_id
-from asyncqueue.workflow import OVER
+from asyncqueue.workflow import OVER, is_companion, is_of_go
 
 T = TypeVar("T")
 
@@ -39,6 +41,9 @@ BUSY_PAUSE = 0.003
 
 MEMBERS_AT_ONCE = 1_000
 """The most states of a group that are read in one call."""
+
+MOST_GROUPS_KNOWN = 10_000
+"""Of so many groups it is remembered that they have a watch. Of others, one may be sent that ends at its first look."""
 
 Submission = Callable[[], Awaitable[None]]
 """A step that records PENDING, then publishes. Raises ``Unavailable``: then the same step may be asked for again. It
@@ -241,7 +246,8 @@ class AtomicSettlement:
 class WholeSettlement:
     """Brings every item to its end: one that closes its group is settled again, with what follows the group.
 
-    Where a worker in Go may be shown the message next, that is left to an ``aq.over``: see ``engine/over.py``.
+    Where a worker in Go may be shown the message next, that is left to an ``aq.over``: see ``engine/over.py``. The
+    first item of a group that a client in Go has sent brings it its watch: see ``engine/watching.py``.
     """
 
     def __init__(self, inner: Settlement, backend: Backend | None, *, rules: Callable[[], Rules], clock: Clock) -> None:
@@ -249,15 +255,41 @@ class WholeSettlement:
         self._backend = backend
         self._rules = rules
         self._clock = clock
+        self._watched: OrderedDict[str, None] = OrderedDict()
 
     async def settle(self, batch: Sequence[Settled]) -> None:
         """Returns when all of it is done. Raises ``Unavailable``: then some of it may be done, and all of it may be
         asked for again."""
-        unsettled = await self._inner.settle([self._left_over(item) for item in batch])
+        new: dict[str, None] = {}
+        if self._rules().go_compat and self._backend is not None:
+            batch = [self._concluding(self._left_over(self._with_watch(item, new))) for item in batch]
+        unsettled = await self._inner.settle(batch)
         while unsettled:
             if any(each.progress is Progress.BUSY for each in unsettled):
                 await asyncio.sleep(BUSY_PAUSE)
             unsettled = await self._inner.settle([await self._with_end(each) for each in unsettled])
+        self._watched.update(new)  # not before: what failed is settled again, with its watches
+        while len(self._watched) > MOST_GROUPS_KNOWN:
+            self._watched.popitem(last=False)
+
+    def _with_watch(self, item: Settled, new: dict[str, None]) -> Settled:
+        """A member of a group that Go's client has sent, with the watch of that; the first one only that ends here."""
+        group = item.member or item.end
+        group_id = "" if group is None else group.group_id
+        if not group_id or group_id in self._watched or group_id in new or is_companion(item.delivery.queue):
+            return item
+        new[group_id] = None
+        member = decode_signature(item.delivery.body, self._rules().limits)
+        if member.chord_callback is None or not is_of_go(group_id, member.chord_callback):
+            return item
+        watch, states = begun(member, self._rules(), self._clock.now_ns())
+        return replace(item, publish=(*item.publish, watch), pending=(*item.pending, *states))
+
+    def _concluding(self, item: Settled) -> Settled:
+        """An item that ends a group beside Go, with the end of what looks after that."""
+        if item.end is None or not self._rules().go_compat:
+            return item
+        return replace(item, end=replace(item.end, ended=(*item.end.ended, concluded(item.end.group_id))))
 
     async def _with_end(self, unsettled: Unsettled) -> Settled:
         item = unsettled.item
@@ -271,7 +303,7 @@ class WholeSettlement:
         if end is None:
             again = over_again(signature, self._clock.now_ns())
             return replace(item, member=None, publish=(again,))
-        return replace(item, member=None, end=end)
+        return self._concluding(replace(item, member=None, end=end))
 
     def _left_over(self, item: Settled) -> Settled:
         """An item that a failure ends the group of, with word of it to a worker of ours where that is to end it."""

@@ -29,7 +29,7 @@ from asyncqueue.signature import Signature, with_headers
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.testing import Faults, with_faults
 from asyncqueue.wire import decode_signature, encode_signature
-from asyncqueue.workflow import ATTEMPT_HEADER, OVER, PLAN_HEADER, companion
+from asyncqueue.workflow import ATTEMPT_HEADER, OVER, PLAN_HEADER, companion, group_id_of
 
 QUEUE = "q"
 
@@ -132,12 +132,13 @@ async def test_a_member_whose_group_another_program_is_about_to_trigger_is_settl
 
 BESIDE_GO = Rules(QUEUE, go=GoCompat(is_on=True))
 CALLBACK = Signature(uuid="callback", name="collect", routing_key=QUEUE)
+GROUP = group_id_of(CALLBACK.uuid)
 
 
 async def _shown_a_member(pair: Pair) -> tuple[Delivery, Signature]:
     """The message of the only member of a group."""
-    member = Signature(uuid="task_m", name="m", group_uuid="group_a", group_task_count=1, chord_callback=CALLBACK)
-    await pair.backend.open_groups([GroupMeta(group_uuid="group_a", task_uuids=("task_m",))])
+    member = Signature(uuid="task_m", name="m", group_uuid=GROUP, group_task_count=1, chord_callback=CALLBACK)
+    await pair.backend.open_groups([GroupMeta(group_uuid=GROUP, task_uuids=("task_m",))])
     await pair.broker.publish([Message(encode_signature(member), QUEUE, member.uuid)])
     (delivery,) = await pair.broker.fetch(QUEUE, 1, 0)
     return delivery, member
@@ -187,7 +188,7 @@ async def test_where_go_may_be_shown_a_member_that_failed_it_claims_no_group_eit
     (found,) = await pair.backend.get(["callback"])
     assert found is not None
     assert found.is_failure
-    assert "'m' (task_m) of group group_a failed: oops" in found.error
+    assert f"'m' (task_m) of group {GROUP} failed: oops" in found.error
 
 
 async def test_what_follows_a_group_waits_for_a_member_that_go_runs_anew() -> None:
@@ -202,7 +203,7 @@ async def test_what_follows_a_group_waits_for_a_member_that_go_runs_anew() -> No
 
 
 async def test_it_waits_longer_each_time_and_keeps_nothing_alive_by_that() -> None:
-    member = Signature(uuid="task_m", name="m", group_uuid="group_a", group_task_count=1, chord_callback=CALLBACK)
+    member = Signature(uuid="task_m", name="m", group_uuid=GROUP, group_task_count=1, chord_callback=CALLBACK)
     retried = with_headers(member, {ATTEMPT_HEADER: "4", PLAN_HEADER: "plan_of_what_follows_the_member"})
     task = decode_signature(over(retried, QUEUE, "", 0).body)
     assert not task.headers
