@@ -122,7 +122,8 @@ class Backend(Protocol):
         """Append members, in the order given, to a group that is not over; False where it is, or has no entry.
 
         A group is over that is complete, claimed or triggered. It waits for the added ones too; who is a member
-        already, ended or not, is not added again.
+        already, ended or not, is not added again. The group is kept no longer by it: else ``touch`` would find it
+        fresh, and let those of its members go that ended early.
         """
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:

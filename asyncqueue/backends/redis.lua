@@ -50,7 +50,7 @@ for n, group in ipairs(KEYS) do found[n] = groups.finish(group, ARGV[n]) end
 return found
 
 --@ add
--- KEYS: group   ARGV: EX or PX, keep, members   Returns 1, or 0 where the group is over or has no entry.
+-- KEYS: group   ARGV: members   Returns 1, or 0 where the group is over or has no entry.
 local groups = group_verbs()
 local group = KEYS[1]
 local key, reason = groups.no_counting(group)
@@ -58,9 +58,7 @@ if key then return refusal(key, reason) end
 if groups.standing(group) ~= 'open' then return 0 end
 local left = groups.waited_for(group)
 if groups.is_complete(left) then return 0 end
-local added = {}
-for n = 3, #ARGV do added[#added + 1] = ARGV[n] end
-groups.append(group, left, added, milliseconds(ARGV[1], ARGV[2]))
+groups.append(group, left, ARGV)
 return 1
 
 --@ claim

@@ -129,9 +129,8 @@ class RedisBackend:
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
         if self._spread is not None:
-            return await self._spread.add(group_id, task_ids, self.results_expire_in)
-        args: list[Word] = [*expiry(self.results_expire_in), *task_ids]
-        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), args, to_last=True))
+            return await self._spread.add(group_id, task_ids)
+        return bool(await self._link.run(_SCRIPTS["add"], (group_id,), task_ids, to_last=True))
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         if self._spread is not None:

@@ -106,10 +106,8 @@ class SqliteBackend:
         return await self._database.write(lambda connection: groups_table.finish(connection, members, now))
 
     async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
-        now, keep = self._now(), self.results_expire_in
-        return await self._database.write(
-            lambda connection: groups_table.add(connection, group_id, task_ids, keep, now)
-        )
+        now = self._now()
+        return await self._database.write(lambda connection: groups_table.add(connection, group_id, task_ids, now))
 
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
         now, keep = self._now(), self.results_expire_in

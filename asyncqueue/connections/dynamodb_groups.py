@@ -93,9 +93,7 @@ class Groups:
                 return False
             members = _members_of(group) or ()
             new = [task_id for task_id in dict.fromkeys(task_ids) if task_id not in set(members)]
-            if not new or await self._append(group, new, keep, now):
-                # the addition prolongs the group, and who was counted stays counted
-                await self._tallies.prolong((group_id,), expires_at(keep, now), now)
+            if not new or await self._append(group, new):
                 return True
         raise too_many_tries(f"group {group_id}")
 
@@ -132,19 +130,18 @@ class Groups:
         found = await self._dynamo.look(self._table, group_id)
         return found if found is not None and is_live(found, now) and is_group(found) else None
 
-    async def _append(self, group: Item, new: Sequence[str], keep: float, now: float) -> bool:
+    async def _append(self, group: Item, new: Sequence[str]) -> bool:
         """False: others have changed the group, or its last member has ended."""
         group_id, members = text_in(group, KEY), list_in(group, _MEMBERS) or []
         added: list[Value] = [text(task_id) for task_id in new]
         whole = {**group, _MEMBERS: {"L": [*members, *added]}}
         require_room(f"group {group_id} of {len(members) + len(new)} members", whole)
-        until = number(max(number_in(group, EXPIRY), expires_at(keep, now)))
         condition, values = as_seen(group, *_DECIDING)
-        values |= {":added": {"L": added}, ":until": until, ":size": number(len(members))}
+        values |= {":added": {"L": added}, ":size": number(len(members))}
         appended = Change(
             self._table,
             group_id,
-            f"SET #{_MEMBERS} = list_append(#{_MEMBERS}, :added), #{EXPIRY} = :until",
+            f"SET #{_MEMBERS} = list_append(#{_MEMBERS}, :added)",
             f"{condition} AND size(#{_MEMBERS}) = :size",
             values,
         )

@@ -158,9 +158,7 @@ class Groups:
             if not new:
                 return True
             meta = group.meta.model_copy(update={"task_uuids": (*(group.meta.task_uuids or ()), *new)})
-            if (grown := await self._replace(group_id, group, meta, group.note, ROOM_FOR_NOTE)) is not None:
-                ends = lasting_within(grown.left, self._now())
-                await self._link.prolong(dict.fromkeys(self.counts(group_id, group.members), ends))
+            if await self._replace_each({group_id: (group, meta, group.note)}, keep=0, spare=ROOM_FOR_NOTE):
                 return True
 
     async def claim(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
@@ -179,7 +177,7 @@ class Groups:
             if not group.meta.chord_triggered and self._is_locked(group):
                 return GroupClaim.BUSY
             note = replace(group.note, owner=owner, until=now + ttl)
-            if await self._replace(group_id, group, _triggered(group.meta), note) is not None:
+            if await self._replace(group_id, group, _triggered(group.meta), note):
                 return GroupClaim.MINE
 
     async def mark_sent(self, group_id: str) -> None:
@@ -189,7 +187,7 @@ class Groups:
             if group is None:
                 if await self._make(group_id, Note()):
                     return
-            elif group.is_sent or await self._replace(group_id, group, _triggered(group.meta), Note()) is not None:
+            elif group.is_sent or await self._replace(group_id, group, _triggered(group.meta), Note()):
                 return
 
     def counts(self, group_id: str, task_ids: Iterable[str]) -> list[Key]:
@@ -251,9 +249,9 @@ class Groups:
             changes = {
                 group_id: (group, group.meta, replace(group.note, is_complete=True)) for group_id, group in over.items()
             }
-            closed = await self._replace_each(changes)
+            closed = await self._replace_each(changes, keep=self._keep())
             found.update(dict.fromkeys(closed, Progress.COMPLETE))
-            again = over.keys() - closed.keys()
+            again = over.keys() - closed
             groups = await self._look(again) if again else {}
         return found
 
@@ -284,32 +282,31 @@ class Groups:
             member for member, item in zip(others, items, strict=True) if item is not None and _is_final(item)
         ]
 
-    async def _replace(
-        self, group_id: str, group: _Group, meta: GroupMeta, note: Note, spare: int = 0
-    ) -> _Group | None:
-        """Write a group where nobody has written it since; as it is then, or None."""
-        return (await self._replace_each({group_id: (group, meta, note)}, spare)).get(group_id)
+    async def _replace(self, group_id: str, group: _Group, meta: GroupMeta, note: Note) -> bool:
+        """Write a group where nobody has written it since; False where somebody has."""
+        return bool(await self._replace_each({group_id: (group, meta, note)}, keep=self._keep()))
 
     async def _replace_each(
-        self, changes: Mapping[str, tuple[_Group, GroupMeta, Note]], spare: int = 0
-    ) -> dict[str, _Group]:
-        """Write groups where nobody has written them since; those that were written, as they are then. Each leaves
-        ``spare`` bytes of its server's size limit."""
+        self, changes: Mapping[str, tuple[_Group, GroupMeta, Note]], *, keep: float, spare: int = 0
+    ) -> set[str]:
+        """Write groups where nobody has written them since; which of them were written. Each is kept for ``keep``
+        seconds at least, and leaves ``spare`` bytes of its server's size limit."""
         now = self._now()
         writes = []
         for group_id, (group, meta, note) in changes.items():
-            ends = ending(now + self._keep(), now, group.left)
+            ends = ending(now + keep, now, group.left)
             write = Write(self._link.key(group_id), encode_group(meta, str(note)), ends, group.number)
             self._link.require_room("group", write, spare)
             writes.append(write)
         numbers = without_errors(await self._link.write(writes))
-        written: dict[str, _Group] = {}
+        written: set[str] = set()
         for (group_id, (group, meta, note)), number in zip(changes.items(), numbers, strict=True):
             if number is None:
                 continue
-            left = FOREVER if group.left == FOREVER else max(group.left, int(self._keep()))
-            written[group_id] = changed = _Group(number, left, meta, note)
+            left = FOREVER if group.left == FOREVER else max(group.left, int(keep))
+            changed = _Group(number, left, meta, note)
             changed.ended = group.ended
+            written.add(group_id)
             self._remember(group_id, changed)
         return written
 

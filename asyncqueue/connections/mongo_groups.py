@@ -127,7 +127,7 @@ class MongoGroups:
                 continue
             left = await self._left([standing], draw)
             if left[group_id].wait:
-                if await self._append(standing, list(dict.fromkeys(task_ids)), keep):
+                if await self._append(standing, list(dict.fromkeys(task_ids))):
                     return True
             elif left[group_id].ended:
                 await self._pass([standing], left)
@@ -254,14 +254,14 @@ class MongoGroups:
             await self._link.run(MEMBERS, partial(_insert_missing, inserts=some))
         await self._link.write(self._groups, writes, ordered=False)
 
-    async def _append(self, standing: _Standing, task_ids: Sequence[str], keep: float) -> bool:
+    async def _append(self, standing: _Standing, task_ids: Sequence[str]) -> bool:
         """Append those that are no members; False where the group is over meanwhile."""
         waiting = {"_id": standing.group_id, "aq_complete": {"$ne": True}, "chord_triggered": {"$ne": True}}
         members = {"$ifNull": ["$task_uuids", []]}
         is_new = {"$not": [{"$in": ["$$each", members]}]}
         new = {"$filter": {"input": {"$literal": list(task_ids)}, "as": "each", "cond": is_new}}
         stages = [
-            {"$set": {"task_uuids": {"$concatArrays": [members, new]}, **_kept(self._now() + keep)}},
+            {"$set": {"task_uuids": {"$concatArrays": [members, new]}}},
             {"$set": {"aq_size": {"$toLong": {"$size": {"$setUnion": ["$task_uuids", []]}}}}},
         ]
         done = await self._link.run(self._groups, lambda groups: groups.update_one(waiting, stages))

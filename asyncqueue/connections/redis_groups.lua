@@ -148,7 +148,7 @@ local function group_verbs()
   end
 
   -- Append those who are no members yet, and wait for them too.
-  local function append(group, left, tasks, keep)
+  local function append(group, left, tasks)
     local json = redis.call('GET', group)
     local is_member, added = {}, {}
     for _, task in ipairs(members(json)) do is_member[task] = true end
@@ -165,7 +165,6 @@ local function group_verbs()
       redis.call('SET', group, json, 'KEEPTTL')
       push('SADD', left, added)
     end
-    prolong_group(group, keep)
   end
 
   -- Whether an entry gains much by being kept as though it were written now, or when it is due.

@@ -15,7 +15,7 @@ local drawn = groups.drawn(left, ARGV[1])
 return {#drawn > 0 and 'waiting' or 'complete', drawn}
 
 --@ append
--- KEYS: group   ARGV: EX or PX, keep, how many members to draw, a member that has not ended, members to append
+-- KEYS: group   ARGV: how many members to draw, a member that has not ended, members to append
 -- Appends where that member is still waited for: whoever counts its end later finds those that were appended.
 -- Returns {"added"}, {"over"}, or {"look", some of the members that are waited for}.
 local groups = group_verbs()
@@ -23,12 +23,12 @@ local key, reason = groups.no_counting(KEYS[1])
 if key then return refusal(key, reason) end
 if groups.standing(KEYS[1]) ~= 'open' then return {'over'} end
 local left = groups.waited_for(KEYS[1])
-local drawn = groups.drawn(left, ARGV[3])
+local drawn = groups.drawn(left, ARGV[1])
 if #drawn == 0 then return {'over'} end
-if redis.call('SISMEMBER', left, ARGV[4]) == 0 then return {'look', drawn} end
+if redis.call('SISMEMBER', left, ARGV[2]) == 0 then return {'look', drawn} end
 local added = {}
-for n = 5, #ARGV do added[#added + 1] = ARGV[n] end
-groups.append(KEYS[1], left, added, milliseconds(ARGV[1], ARGV[2]))
+for n = 3, #ARGV do added[#added + 1] = ARGV[n] end
+groups.append(KEYS[1], left, added)
 return {'added'}
 
 --@ gains allow-oom

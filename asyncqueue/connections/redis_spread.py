@@ -72,12 +72,12 @@ class SpreadGroups:
             draw = min(2 * draw, AT_ONCE)
         return [found[member.group_id] for member in members]
 
-    async def add(self, group_id: str, task_ids: Sequence[str], keep: float) -> bool:
+    async def add(self, group_id: str, task_ids: Sequence[str]) -> bool:
         """``Backend.add_members``."""
         witness: Word = ""
         draw = _FIRST_DRAW
         while True:
-            args = (*expiry(keep), draw, witness, *task_ids)
+            args = (draw, witness, *task_ids)
             word, *drawn = await self._link.run(_SCRIPTS["append"], (group_id,), args, to_last=True)
             if word != b"look":
                 return bool(word == b"added")

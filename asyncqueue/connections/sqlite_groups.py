@@ -84,7 +84,6 @@ _NOT_MEMBERS = """
     SELECT json_group_array(value) FROM json_each(?) AS added
     WHERE NOT EXISTS (SELECT 1 FROM group_member WHERE group_id = ? AND task_uuid = added.value)
 """
-_KEEP = "UPDATE task_group SET expires_at = max(expires_at, ?) WHERE id = ?"
 _SENT = """
     SELECT json_group_array(group_uuid) FROM task_group
     WHERE group_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ? AND is_triggered AND owner IS NULL
@@ -240,7 +239,7 @@ def finish(connection: Connection, members: Sequence[Member], now: float) -> lis
     return [tally.finish(member) for member in members]
 
 
-def add(connection: Connection, group_id: str, task_ids: Sequence[str], keep: float, now: float) -> bool:
+def add(connection: Connection, group_id: str, task_ids: Sequence[str], now: float) -> bool:
     """Append members; False where the group is over, or there is none."""
     standing = standings(connection, (group_id,), now).get(group_id)
     if standing is None or standing.is_triggered or not standing.waits:
@@ -248,7 +247,6 @@ def add(connection: Connection, group_id: str, task_ids: Sequence[str], keep: fl
     wanted = as_table(dict.fromkeys(task_ids))
     (added,) = connection.execute(_NOT_MEMBERS, (wanted, standing.number)).fetchone()
     connection.execute(_ADD_MEMBERS, (as_table((standing.number, task_id) for task_id in from_json(added)),))
-    connection.execute(_KEEP, (now + keep, standing.number))
     return True
 
 

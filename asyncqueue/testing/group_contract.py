@@ -700,6 +700,22 @@ class GroupContract(BackendSuite):
         if in_time:
             assert await self._present(*members) == members
 
+    async def test_a_group_that_was_added_to_is_touched_as_though_it_were_not(self) -> None:
+        """Else those of its members that ended early are gone before the last of those that are added."""
+        short = await self.another_backend(self.expiry)
+        written = self.clock.monotonic()
+        await short.open_groups([group("group_a", "task_early", "task_late")])
+        await short.put([state("task_early", State.SUCCESS), state("task_late"), state("task_stranger")])
+        await self.advance(self.expiry * 0.5)
+        assert await short.add_members("group_a", ["task_added"])
+        await short.touch([["group_a"]])
+        in_time = self.clock.monotonic() - written < self.expiry
+        await self.advance(self.expiry * 0.6)
+        await self._until_gone("task_stranger")
+        found = await self._present("task_early", "task_late", "group_a")
+        if in_time and self.clock.monotonic() - written < self.expiry * 1.5:
+            assert found == ["task_early", "task_late", "group_a"]
+
     async def test_a_touched_plan_stands_for_all_that_is_in_it(self) -> None:
         short = await self.another_backend(self.expiry)
         written = self.clock.monotonic()
