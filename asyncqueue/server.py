@@ -4,49 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import fields, replace
+from contextlib import ExitStack, suppress
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast, get_args, overload
 
-from asyncqueue import names, wire
+from asyncqueue import names
 from asyncqueue.backends.base import Backend
-from asyncqueue.brokers.base import Broker, Dead, Inspector, QueueDepth
+from asyncqueue.brokers.base import Broker
 from asyncqueue.builders import Chain, Chord, Group, TaskSignature, owner_of
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
 from asyncqueue.compiling import NewId, compiled
-from asyncqueue.config import Reloader, Settings, from_env, from_yaml
-from asyncqueue.engine.eager import EagerRunner, EagerSettlement
-from asyncqueue.engine.events import Events
-from asyncqueue.engine.execution import Execution
-from asyncqueue.engine.messages import Rules, callback_ids, pending
+from asyncqueue.config import Settings, from_env, from_yaml
 from asyncqueue.engine.middleware import Middleware, PublishHook
-from asyncqueue.engine.observing import Observer, Observers
-from asyncqueue.engine.patience import Patience
+from asyncqueue.engine.observing import Observer
 from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
-from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.registry import (
     KEYWORDS_HEADER,
-    Registry,
     TaskOptions,
     register,
     untyped_args,
     untyped_value_of,
 )
-from asyncqueue.engine.settlement import Settlement, settlement_of
-from asyncqueue.errors import ArgumentError, BadMessage, ConfigError, NoBackend, Refused
-from asyncqueue.locks.base import Lock, TurnLock
-from asyncqueue.migrating import Migration
+from asyncqueue.errors import ArgumentError, ConfigError, NoBackend
+from asyncqueue.inspectable import Inspectable
+from asyncqueue.locks.base import Lock
+from asyncqueue.options import task_options, whole
 from asyncqueue.result import AsyncResult, Results
-from asyncqueue.retry import fibonacci, parse_backoff
 from asyncqueue.schedule import LONGEST_WAIT, parse
-from asyncqueue.signature import MAX_PRIORITY, Signature
+from asyncqueue.signature import Signature
 from asyncqueue.state import TaskResult
-from asyncqueue.stores import Choice, Connected, Stores
-from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature, whole
+from asyncqueue.stores import Choice, Connected
+from asyncqueue.task import CoroutineTask, FunctionTask, Task, TaskDecorator, make_signature
 from asyncqueue.workflow import (
     PASS,
     Compiled,
@@ -56,8 +45,6 @@ from asyncqueue.workflow import (
     Parallel,
     Series,
     Workflow,
-    companion,
-    is_companion,
 )
 from asyncqueue.workflow_results import (
     ChainResult,
@@ -75,7 +62,7 @@ R = TypeVar("R")
 W = TypeVar("W")
 
 
-class Server:
+class Server(Inspectable):
     """Tasks, a broker, and a backend for results.
 
     ``Server("sqlite:///tasks.db")`` is broker, backend and lock in one; ``broker=``, ``backend=`` and ``lock=`` say
@@ -94,15 +81,8 @@ class Server:
         settings: Settings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.clock = clock
-        self.events = Events()
-        self.observers = Observers(self.events)
-        self.registry = Registry()
-        self.middlewares: list[Middleware] = []
+        super().__init__(Choice(url, broker, backend, lock), settings or Settings(), clock)
         self.timetable = Timetable()
-        self._publish_hooks: list[PublishHook] = []
-        self.patience = Patience(self.events, clock)
-        self._stores = Stores(Choice(url, broker, backend, lock), settings or Settings(), self._assemble)
         self._results = Results(self._backend, self._value_of, patience=self._patience)
 
     @classmethod
@@ -129,13 +109,6 @@ class Server:
     def __repr__(self) -> str:
         return f"<Server {self.broker_address} with {len(self.registry.names())} tasks>"
 
-    async def __aenter__(self) -> Self:
-        await self.connected()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
     # — tasks —
 
     @property
@@ -149,7 +122,7 @@ class Server:
         ``server.task(name=name)(function)`` is the same, with types. Raises ``ConfigError`` where the function cannot
         be a task.
         """
-        registered = register(name, function, _options(name, options))
+        registered = register(name, function, task_options(name, options))
         self.registry.add(registered)
         kind = CoroutineTask if registered.is_async else FunctionTask
         return kind(function, registered, self, {})
@@ -331,6 +304,21 @@ class Server:
         callback is a workflow, nothing is known of the group. Raises as ``chain_result`` does."""
         return await reopened_chord(callback_id, self._results)
 
+    async def _backend(self) -> Backend | None:
+        return (await self.connected()).backend
+
+    def _patience(self, backend: Backend) -> float:
+        return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
+
+    def _value_of(self, name: str, results: Sequence[TaskResult]) -> Any:
+        if name == PASS:  # it collects what others returned: there is one value for each
+            return [untyped_value_of([each]) for each in results]
+        registered = self.registry.find(name)
+        if registered is not None:
+            with suppress(ArgumentError):  # it went on as a task that returns something else
+                return registered.value_of(results)
+        return untyped_value_of(results)
+
     # — periodic tasks —
 
     async def register_periodic_task(
@@ -432,14 +420,6 @@ class Server:
         """What keeps the schedules in this event loop; a worker runs one."""
         return Scheduler(self.timetable, self._office, events=self.events, patience=self.patience)
 
-    async def turn_lock(self) -> TurnLock:
-        """The lock in which processes agree on who sends. Raises ``ConfigError`` where the server's cannot do that."""
-        lock = await self.lock()
-        if not isinstance(lock, TurnLock):
-            what = "has no lock" if lock is None else f"has a {type(lock).__name__}, which keeps no turns"
-            raise ConfigError(f"periodic tasks need a lock that keeps turns, and this server {what}: give lock=")
-        return lock
-
     def _check_occurrence(self, task: PeriodicTask) -> None:
         entries = task.occurrence(self.settings.program, 0, self._compiled).entries
         if not entries:
@@ -467,211 +447,6 @@ class Server:
             self.observers,
         )
 
-    # — looking —
-
-    async def get_pending_tasks(self, queue: str | None = None, limit: int = 1_000) -> list[Signature]:
-        """Signatures that wait in a queue (the default queue unless said otherwise), next first.
-
-        What is no signature is left out. Raises ``Refused`` where the broker cannot be looked into.
-        """
-        inspector = await self.inspector()
-        return _readable(await inspector.peek(queue or self.settings.default_queue, limit))
-
-    async def get_delayed_tasks(self, limit: int = 1_000) -> list[Signature]:
-        """Signatures that are not due yet, of all queues, soonest first. Raises as ``get_pending_tasks`` does."""
-        inspector = await self.inspector()
-        return _readable([body for _, body in await inspector.delayed(limit)])
-
-    async def queues(self) -> list[QueueDepth]:
-        """How much is in each queue the broker can see; of companion queues, in those that have anything in them.
-
-        Where the service does not list its queues, these are the queues that this server knows: its default queue, and
-        those of its tasks. Raises ``Refused`` where the broker cannot be looked into at all.
-        """
-        inspector = await self.inspector()
-        names = {self.settings.default_queue}
-        try:
-            names.update(await inspector.queues())
-        except Refused:
-            own = (self.registry.get(task).options.queue for task in self.registry.names())
-            names.update(queue for queue in own if queue)
-            names.update([companion(name) for name in names])
-        found = [await inspector.depth(name) for name in sorted(names)]
-        return [
-            depth
-            for depth in found
-            if depth.ready or depth.held or depth.delayed or depth.dead or not is_companion(depth.queue)
-        ]
-
-    async def migrate(self, *, dry_run: bool = False) -> Sequence[Migration]:
-        """Make in the stores what this server needs there before it can work: tables, indexes, a schema.
-
-        Returns what was made, or what would be where ``dry_run``; nothing where nothing is missing, and for stores that
-        need nothing. Twice is no harm. Raises ``Unavailable``, ``Refused`` or ``ConfigError``.
-        """
-        return await self._stores.migrate(dry_run=dry_run)
-
-    async def purge(self, queue: str | None = None) -> int:
-        """Drop what waits in a queue; returns how many. What workers hold, and what is delayed, stays."""
-        inspector = await self.inspector()
-        return await inspector.purge(queue or self.settings.default_queue)
-
-    async def dead(self, queue: str | None = None, limit: int = 100, offset: int = 0) -> Sequence[Dead]:
-        """Entries of a queue's dead letter, oldest first."""
-        inspector = await self.inspector()
-        return await inspector.dead(queue or self.settings.default_queue, limit, offset)
-
-    async def requeue_dead(self, ids: Sequence[str] | None = None, queue: str | None = None) -> int:
-        """Put dead entries (all of them, unless ``ids`` are given) back into their queue; returns how many.
-
-        They run again, as new messages, although their state was FAILURE: it becomes PENDING first.
-        """
-        queue = queue or self.settings.default_queue
-        connected = await self.connected()
-        inspector = await self.inspector()
-        count = 0
-        for entry in await _all_dead(inspector, queue):
-            if ids is not None and entry.id not in ids:
-                continue
-            signatures = _readable([entry.body])
-            if connected.backend is not None and signatures:
-                # its callbacks are sent anew too, and look their own states up before they run
-                await connected.backend.forget(callback_ids(signatures[0]))
-                await connected.backend.begin([pending(signatures[0], self.clock.now_ns())])
-            count += await inspector.requeue(queue, [entry.id])
-        return count
-
-    async def drop_dead(self, ids: Sequence[str] | None = None, queue: str | None = None) -> int:
-        """Drop dead entries (all of them, unless ``ids`` are given) for good; returns how many."""
-        queue = queue or self.settings.default_queue
-        inspector = await self.inspector()
-        known = [entry.id for entry in await _all_dead(inspector, queue)]
-        chosen = [each for each in known if ids is None or each in ids]
-        return await inspector.drop(queue, chosen) if chosen else 0
-
-    async def lock(self) -> Lock | None:
-        """The lock of this server, open; None where it has none."""
-        return await self._stores.lock()
-
-    async def inspector(self) -> Inspector:
-        """The broker, as something to look into. Raises ``Refused`` where it cannot be."""
-        broker = (await self.connected()).broker
-        if not isinstance(broker, Inspector):
-            raise Refused(f"{broker.address} cannot be looked into")
-        return broker
-
-    # — being connected —
-
-    @property
-    def settings(self) -> Settings:
-        """The settings as they are now; a reload changes them."""
-        return self._stores.settings
-
-    @property
-    def reload_path(self) -> Path | None:
-        """The file that a worker of this server looks at for new settings."""
-        return self._stores.reload_path
-
-    @property
-    def broker_address(self) -> str:
-        """Where the broker is, for people; no password."""
-        return self._stores.address
-
-    def rules(self) -> Rules:
-        """What settling and sending depend on, as the settings say now."""
-        return self._stores.rules
-
-    async def connected(self) -> Connected:
-        """The open parts of this server, in this process and event loop; opened on first use.
-
-        Raises ``Unavailable`` (naming host and port or file), ``Refused`` or ``ConfigError``.
-        """
-        return await self._stores.connected()
-
-    async def close(self) -> None:
-        """Wait for sends that are under way and let go of the services, in this event loop. A later use opens them
-        again."""
-        await self._stores.close()
-
-    def override(self, path: str | os.PathLike[str]) -> None:
-        """Lay a YAML file, and the environment above it, over what the code says; before the first use.
-
-        It is for whoever runs a program that somebody else wrote. A key that neither of them sets stays as the code
-        has it. A worker of this server looks at the file every ten seconds and takes up what can be taken up while it
-        runs. Raises ``ConfigError``.
-        """
-        self._stores.override(path)
-
-    def reloader(self, path: str | os.PathLike[str]) -> Reloader:
-        """Watches a configuration file and applies what can be applied; ``await reloader.run()``."""
-        return self._stores.reloader(path)
-
-    def on_settings(self, listener: Callable[[Settings], None]) -> None:
-        """Call ``listener`` whenever settings were reloaded."""
-        self._stores.on_settings(listener)
-
-    def off_settings(self, listener: Callable[[Settings], None]) -> None:
-        """Call ``listener`` no more."""
-        self._stores.off_settings(listener)
-
-    async def _assemble(self, broker: Broker, backend: Backend | None, stack: AsyncExitStack) -> Connected:
-        settlement = await settlement_of(broker, backend)
-        eager = None
-        if self._stores.is_eager:
-            settlement = EagerSettlement(settlement)
-            threads = stack.enter_context(ThreadPoolExecutor(thread_name_prefix="asyncqueue-eager"))
-            eager = self._eager_runner(broker, backend, settlement, threads)
-        publisher = Publisher(
-            self.registry,
-            settlement,
-            clock=self.clock,
-            patience=self.patience,
-            rules=self.rules,
-            timeout=lambda: self.settings.publish_timeout,
-            address=broker.address,
-            max_batch=broker.capabilities.max_batch,
-            hooks=self._publish_hooks,
-            events=self.events,
-        )
-        return Connected(broker, backend, settlement, publisher, eager)
-
-    def _eager_runner(
-        self, broker: Broker, backend: Backend | None, settlement: Settlement, threads: ThreadPoolExecutor
-    ) -> EagerRunner:
-        def rules() -> Rules:
-            return replace(self.rules(), unknown_task_after=0.0)  # nobody else will ever know the task
-
-        execution = Execution(
-            self.registry,
-            backend,
-            clock=self.clock,
-            events=self.events,
-            patience=self.patience,
-            rules=rules,
-            max_deliveries=lambda: self.settings.worker.max_deliveries,
-            longest_delay=broker.capabilities.max_delay,
-            threads=threads,
-            middlewares=self.middlewares,
-            observers=self.observers,
-            is_given_up=lambda run: False,  # the runner knows
-        )
-        return EagerRunner(broker, execution, settlement, backend, clock=self.clock, rules=rules)
-
-    async def _backend(self) -> Backend | None:
-        return (await self.connected()).backend
-
-    def _patience(self, backend: Backend) -> float:
-        return self.settings.publish_timeout if self._stores.is_open(backend) else 0.0
-
-    def _value_of(self, name: str, results: Sequence[TaskResult]) -> Any:
-        if name == PASS:  # it collects what others returned: there is one value for each
-            return [untyped_value_of([each]) for each in results]
-        registered = self.registry.find(name)
-        if registered is not None:
-            with suppress(ArgumentError):  # it went on as a task that returns something else
-                return registered.value_of(results)
-        return untyped_value_of(results)
-
 
 def _expected(given: W, kind: type[Workflow], name: str) -> W:
     if isinstance(given, kind):
@@ -691,56 +466,3 @@ def _check_periodic(name: str, missed: str, overlap: str) -> None:
     for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
         if said not in known:
             raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")
-
-
-def _options(name: str, options: dict[str, Any]) -> TaskOptions:
-    """The options of a task, checked. Raises ``ConfigError`` that names the task and the option."""
-    retry_on = options.get("retry_on", (Exception,))
-    checked = {
-        **options,
-        "retry_on": retry_on if isinstance(retry_on, tuple) else (retry_on,),
-        "backoff": parse_backoff(options["backoff"])
-        if isinstance(options.get("backoff"), str)
-        else options.get("backoff", fibonacci),
-    }
-    known = [each.name for each in fields(TaskOptions)]
-    for option in checked.keys() - set(known):
-        near = get_close_matches(option, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
-        raise ConfigError(f"task {name!r}: a task has no option {option!r}{hint}")
-    made = TaskOptions(**checked)
-    if not whole(made.retries):
-        raise ConfigError(f"task {name!r}: retries must be a whole number from 0 on, not {made.retries!r}")
-    if not whole(made.priority, MAX_PRIORITY):
-        raise ConfigError(
-            f"task {name!r}: priority must be at least 0 and at most {MAX_PRIORITY}, not {made.priority!r}"
-        )
-    if made.timeout is not None and not (isinstance(made.timeout, int | float) and made.timeout > 0):
-        raise ConfigError(f"task {name!r}: timeout must be more than 0 seconds, not {made.timeout!r}")
-    for each in made.retry_on:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise ConfigError(f"task {name!r}: retry_on must be exceptions, not {each!r}")
-    problem = names.queue_problem(made.queue) if made.queue else None
-    if problem:
-        raise ConfigError(f"task {name!r}: {problem}")
-    return made
-
-
-def _readable(bodies: Iterable[bytes]) -> list[Signature]:
-    signatures: list[Signature] = []
-    for body in bodies:
-        try:
-            signatures.append(wire.decode_signature(body))
-        except BadMessage:
-            continue  # a worker will bury it, and say so
-    return signatures
-
-
-async def _all_dead(inspector: Inspector, queue: str) -> list[Dead]:
-    found: list[Dead] = []
-    while page := await inspector.dead(queue, _PAGE, len(found)):
-        found.extend(page)
-    return found
-
-
-_PAGE = 500

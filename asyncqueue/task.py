@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,7 +13,6 @@ from typing import (
     Protocol,
     Self,
     TypeAlias,
-    TypedDict,
     TypeVar,
     Unpack,
     cast,
@@ -24,15 +20,15 @@ from typing import (
     overload,
 )
 
-from asyncqueue import rfc3339
 from asyncqueue.builders import Chain, Link, TaskSignature
-from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
+from asyncqueue.clock import Clock
 from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
 from asyncqueue.errors import ArgumentError
+from asyncqueue.options import SendOptions, check_send_options, eta_of
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import Backoff, fibonacci
-from asyncqueue.signature import MAX_PRIORITY, Arg, Call, Signature, Typed
+from asyncqueue.signature import Arg, Call, Signature, Typed
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
@@ -45,28 +41,6 @@ H = TypeVar("H")
 A_contra = TypeVar("A_contra", contravariant=True)
 B_contra = TypeVar("B_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
-
-
-class SendOptions(TypedDict, total=False):
-    """What ``with_`` changes about a send.
-
-    ``eta`` is an aware datetime, ``countdown`` seconds (or a timedelta) from now: not both. ``queue`` is the routing
-    key. ``priority`` is 0 to 255. ``retries`` is written to ``RetryCount``. ``task_id`` is a UUID of your own.
-    ``on_success`` and ``on_error`` are signatures to send when the task has ended. ``immutable`` keeps the results from
-    the successors; it is set by itself where these are made with ``si``.
-    """
-
-    eta: datetime
-    countdown: float | timedelta
-    queue: str
-    priority: int
-    headers: Mapping[str, str]
-    retries: int
-    task_id: str
-    on_success: Signature | tuple[Signature, ...]
-    on_error: Signature | tuple[Signature, ...]
-    immutable: bool
-    message_group_id: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +114,7 @@ class Task(Generic[P, R]):
     def with_(self, **options: Unpack[SendOptions]) -> Self:
         """The same task with other options for its sends. Raises ``ArgumentError`` for one that there is not, or that
         cannot be so."""
-        _check(self.name, options)
+        check_send_options(self.name, options)
         return replace(self, options={**self.options, **options})
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -307,24 +281,6 @@ def make_signature(
     )
 
 
-def eta_of(options: SendOptions, clock: Clock) -> int | None:
-    """When (unix nanoseconds) a send is due; None: now. Raises ``ArgumentError`` for a naive datetime."""
-    if "eta" in options and "countdown" in options:
-        raise ArgumentError("eta and countdown are two ways to say one thing: give one of them")
-    if "countdown" in options:
-        countdown = options["countdown"]
-        seconds = countdown.total_seconds() if isinstance(countdown, timedelta) else countdown
-        if not math.isfinite(seconds):
-            raise ArgumentError(f"countdown must be a finite number of seconds, not {seconds}")
-        return _expressible("countdown", clock.now_ns() + int(seconds * NANOSECONDS))
-    if "eta" not in options:
-        return None
-    try:
-        return to_nanoseconds(options["eta"])
-    except (ValueError, AttributeError) as exc:
-        raise ArgumentError(f"eta: {exc}") from exc
-
-
 def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> bool:
     """Whether the successors take nothing. Raises ``ArgumentError`` where some do and some do not: Machinery's
     ``Immutable`` stands on the task before them, and speaks for them all."""
@@ -334,47 +290,6 @@ def _keeps_results_back(name: str, successors: tuple[Signature, ...] | None) -> 
             f"task {name}: on_success mixes signatures that take its results (s) with ones that do not (si)"
         )
     return True in kinds
-
-
-def _expressible(option: str, moment: int) -> int:
-    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
-        raise ArgumentError(f"{option}: a message cannot name a time before the year 1 or after 9999")
-    return moment
-
-
-_Fits = Callable[[Any], bool]
-_TEXT: tuple[str, _Fits] = "a text", lambda value: isinstance(value, str)
-_SIGNATURES: tuple[str, _Fits] = (
-    "a signature, or several",
-    lambda value: all(isinstance(each, Signature) for each in (value if isinstance(value, tuple) else (value,))),
-)
-_EXPECTED: Mapping[str, tuple[str, _Fits]] = {
-    "countdown": ("a number of seconds, or a timedelta", lambda value: isinstance(value, int | float | timedelta)),
-    "queue": _TEXT,
-    "priority": (f"a whole number from 0 to {MAX_PRIORITY}", lambda value: whole(value, MAX_PRIORITY)),
-    "headers": ("a mapping", lambda value: isinstance(value, Mapping)),
-    "retries": ("a whole number from 0 on", lambda value: whole(value)),
-    "task_id": _TEXT,
-    "on_success": _SIGNATURES,
-    "on_error": _SIGNATURES,
-    "message_group_id": _TEXT,
-}
-
-
-def _check(task: str, options: Mapping[str, object]) -> None:
-    for option, value in options.items():
-        if option not in SendOptions.__annotations__:
-            near = get_close_matches(option, SendOptions.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(SendOptions.__annotations__)})"
-            raise ArgumentError(f"task {task}: a send has no option {option!r}{hint}")
-        expected, fits = _EXPECTED.get(option, ("", lambda _: True))
-        if not fits(value):
-            raise ArgumentError(f"task {task}: {option} must be {expected}, not {value!r}")
-
-
-def whole(value: object, most: int = 2**63 - 1) -> bool:
-    """Whether this is a whole number from 0 to ``most``."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _several(signatures: Signature | tuple[Signature, ...] | None) -> tuple[Signature, ...] | None:

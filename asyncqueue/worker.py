@@ -12,9 +12,9 @@ from typing import Self
 from asyncqueue.config import Settings
 from asyncqueue.engine.consumer import Consumer, slots_for
 from asyncqueue.engine.events import Event, TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping
-from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.execution import Host
 from asyncqueue.engine.facilities import WorkerFacilities
-from asyncqueue.engine.middleware import Middleware, TaskHook, before_and_after, finished
+from asyncqueue.engine.middleware import TaskHook, before_and_after, finished
 from asyncqueue.engine.slots import Slots
 from asyncqueue.errors import ConfigError
 from asyncqueue.names import queue_problem
@@ -205,26 +205,12 @@ class Worker:
             may_consume=self._may_consume if self._gate is not None else None,
         )
         threads = ThreadPoolExecutor(self._thread_count(server.settings), thread_name_prefix="asyncqueue-task")
-        execution = Execution(
-            server.registry,
-            connected.backend,
-            clock=server.clock,
-            events=server.events,
-            patience=server.patience,
-            rules=server.rules,
-            max_deliveries=lambda: server.settings.worker.max_deliveries,
-            longest_delay=connected.broker.capabilities.max_delay,
-            threads=threads,
-            middlewares=self._middlewares(),
-            started=consumer.started,
-            left_running=consumer.left_running,
-            showings=consumer.showings,
-            facilities=WorkerFacilities(
-                consumer.yield_slot, connected.publisher, connected.backend, server.rules, server.observers
-            ),
-            observers=server.observers,
-            is_given_up=consumer.is_given_up,
+        facilities = WorkerFacilities(
+            consumer.yield_slot, connected.publisher, connected.backend, server.rules, server.observers
         )
+        host = Host(consumer.started, consumer.left_running, consumer.is_given_up, consumer.showings, facilities)
+        within = (before_and_after(self._before, self._after),) if self._before or self._after else ()
+        execution = server.execution(connected.broker, connected.backend, threads, host, within=within)
         server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()
         self._started.set()
@@ -278,10 +264,6 @@ class Worker:
     async def _may_consume(self) -> bool:
         assert self._gate is not None
         return bool(await finished(self._gate(self)))
-
-    def _middlewares(self) -> Sequence[Middleware]:
-        hooks = (before_and_after(self._before, self._after),) if self._before or self._after else ()
-        return (*self.server.middlewares, *hooks)
 
     def _thread_count(self, settings: Settings) -> int:
         return settings.worker.thread_limit or min(_MOST_THREADS, max(1, slots_for(self.concurrency, 64).total))

@@ -22,7 +22,7 @@ LAYERS = {
     "drivers": "brokers. backends. locks.",
     "engine": "engine.",
     "config": "config.",
-    "front": "__init__ builders server stores task worker result workflow_results urls",
+    "front": "__init__ builders foundation inspectable options server stores task worker result workflow_results urls",
     "edges": "__main__ cli. dashboard. contrib. testing.",
 }
 MAY_IMPORT = {

@@ -14,9 +14,9 @@ from asyncqueue.cli.output import json_option, moment, print_json
 from asyncqueue.cli.result import described, ends_well, shown
 from asyncqueue.cli.target import Address, addressed, split
 from asyncqueue.clock import NANOSECONDS
+from asyncqueue.options import SendOptions, eta_of
 from asyncqueue.server import Server
 from asyncqueue.signature import Signature
-from asyncqueue.task import SendOptions, eta_of
 
 
 def _json(kind: type, name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:

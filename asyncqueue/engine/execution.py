@@ -64,6 +64,17 @@ class Ran:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a run tells whoever holds its message and its slot, and asks of them; by itself, nobody."""
+
+    started: Callable[[Delivery, Signature, int], None] = lambda delivery, signature, attempt: None
+    left_running: Callable[[Future[Any], str], None] = lambda thread, task_id: None
+    is_given_up: Callable[[asyncio.Task[Any]], bool] = lambda run: run.cancelling() > 0
+    showings: Showings | None = None
+    facilities: Facilities | None = None
+
+
 class Execution:
     """Runs deliveries. Knows the tasks, and of the stores only the backend, to look a second copy up."""
 
@@ -80,12 +91,8 @@ class Execution:
         longest_delay: float,
         threads: ThreadPoolExecutor,
         middlewares: Sequence[Middleware] = (),
-        started: Callable[[Delivery, Signature, int], None] = lambda delivery, signature, attempt: None,
-        left_running: Callable[[Future[Any], str], None] = lambda thread, task_id: None,
-        showings: Showings | None = None,
-        facilities: Facilities | None = None,
+        host: Host,
         observers: Observers | None = None,
-        is_given_up: Callable[[asyncio.Task[Any]], bool] = lambda run: run.cancelling() > 0,
     ) -> None:
         self._registry = registry
         self._backend = backend
@@ -99,12 +106,8 @@ class Execution:
         self._checks_due = longest_delay != float("inf")
         self._threads = threads
         self._middlewares = tuple(middlewares)
-        self._started = started
-        self._left_running = left_running
-        self._showings = showings
-        self._facilities = facilities
         self._observers = Observers(events) if observers is None else observers
-        self._is_given_up = is_given_up
+        self._host = host
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
@@ -136,7 +139,7 @@ class Execution:
             known = known_end(state, signature, registered.options) if state is not None else None
             if known is not None:
                 return Ran(delivery, signature, known)
-        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._facilities)
+        context = TaskContext(signature, delivery.queue, attempt, delivery.attempt, self._host.facilities)
         try:
             bound = registered.bind(signature)
         except ArgumentError as exc:
@@ -145,9 +148,9 @@ class Execution:
             self._events.emit(TaskFailed(signature.uuid, signature.name, delivery.queue, unfit.error))
             ended(unfit, exc)
             return Ran(delivery, signature, unfit)
-        if self._showings is not None:
-            await self._showings.note(delivery, signature, attempt)
-        self._started(delivery, signature, attempt)
+        if self._host.showings is not None:
+            await self._host.showings.note(delivery, signature, attempt)
+        self._host.started(delivery, signature, attempt)
         return await self._call(delivery, registered, bound, context)
 
     async def _call(self, delivery: Delivery, registered: Registered, bound: Bound, context: TaskContext) -> Ran:
@@ -183,7 +186,7 @@ class Execution:
             outcome, error = judge(exc, signature, registered.options), exc  # the task raised it by itself
             self._tell(outcome, delivery, signature, context.attempt, exc)
         except BaseException as exc:  # a task that calls sys.exit has failed, and its worker goes on
-            if _is_cancelled(self._is_given_up):
+            if _is_cancelled(self._host.is_given_up):
                 raise asyncio.CancelledError from exc  # it stumbled over our cancellation: that is not its own failure
             outcome, error = judge(exc, signature, registered.options), exc
             self._tell(outcome, delivery, signature, context.attempt, exc)
@@ -316,7 +319,7 @@ class Execution:
         """A thread cannot be cancelled: one that outlives its run keeps its slot until it ends."""
         if not thread.done() and not thread.cancel():
             self._events.emit(TaskStuck(signature.uuid, signature.name))
-            self._left_running(thread, signature.uuid)
+            self._host.left_running(thread, signature.uuid)
 
     async def _exhausted(self, delivery: Delivery, signature: Signature) -> Outcome:
         """Shown too often; but its state may say that the task itself came to its end, and only its ack did not."""

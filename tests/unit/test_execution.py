@@ -14,7 +14,7 @@ from asyncqueue.brokers.base import Delivery
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine.events import Event, Events, TaskFailed, TaskUnknown
-from asyncqueue.engine.execution import Execution
+from asyncqueue.engine.execution import Execution, Host
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import (
     Exhausted,
@@ -61,6 +61,7 @@ class Desk:
             max_deliveries=lambda: 5,
             longest_delay=longest_delay,
             threads=threads,
+            host=Host(),
         )
 
     async def _add(self, a: int, b: int) -> int:
