@@ -95,6 +95,21 @@ def problem_with_arguments(signature: Signature, go: GoCompat, *, default_queue:
     return None if problem is None else _beside_go(signature, problem, queue)
 
 
+def problem_with_delay(
+    signature: Signature, seconds: float, longest: float, go: GoCompat, *, default_queue: str
+) -> str | None:
+    """What is wrong for Go with a task that is due in so many seconds, where the broker puts off for ``longest`` at
+    most; or None. Workers of ours put off what comes too early once more."""
+    queue = signature.routing_key or default_queue
+    if seconds <= longest or not go.shares(queue):
+        return None
+    problem = (
+        f"its ETA is in {seconds:.0f} s, and this broker puts off for {longest:g} s at most, after which a worker in "
+        "Go would run it; expected an earlier one"
+    )
+    return _beside_go(signature, problem, queue)
+
+
 def risk_for_go(signature: Signature, go: GoCompat, default_queue: str) -> str | None:
     """What may be lost with a signature that Go can run, for people to be told of once; or None."""
     for each in _all(signature) if go else ():

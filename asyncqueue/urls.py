@@ -215,6 +215,11 @@ def broker_for(url: str, settings: Settings) -> Broker:
             )
         case "gcppubsub":
             pubsub = settings.gcppubsub
+            if settings.go_compat and not settings.go_queues:
+                log.warning(
+                    "Pub/Sub delays nothing: what is delayed for a queue on which are only workers in Go is delivered "
+                    "by workers of ours, where go_queues names the queue; go_compat is on, and go_queues names none"
+                )
             return cast(
                 Broker,
                 made(

@@ -2,7 +2,7 @@
 
 A message is Machinery's JSON without attributes, so Go workers and ours share queues. Pub/Sub delays nothing: what is
 due later waits in a topic of its own, ``<queue>.delayed``, kept from everybody by its ack deadline for up to ten
-minutes at a time, and is moved to its queue by the workers of that queue when its time has come. Priorities are not
+minutes at a time, and is moved to its queue when its time has come, by workers that tend that queue. Priorities are not
 heeded.
 """
 

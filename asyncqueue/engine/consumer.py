@@ -73,6 +73,8 @@ class Consumer:
         beside_go = (rules().default_queue,) if rules().go_compat else ()
         companions = dict.fromkeys(map(companion, (*queues, *beside_go)))
         self._companions = tuple(each for each in companions if each not in queues)
+        # what is put off for workers in Go nobody else looks after
+        self._tended = tuple(dict.fromkeys((*queues, *self._companions, *rules().go.queues)))
         self._slots = slots
         self._companion_slots = Slots(COMPANION_SLOTS)
         self._clock = clock
@@ -406,7 +408,7 @@ class Consumer:
     async def _tend(self, broker: Tended) -> None:
         while True:
             try:
-                again = await broker.tend((*self._queues, *self._companions))
+                again = await broker.tend(self._tended)
             except Unavailable:
                 again = 1.0  # the fetches tell the world
             except Refused as exc:

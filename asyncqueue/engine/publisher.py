@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Message
-from asyncqueue.clock import Clock
+from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.engine.batching import Batcher
 from asyncqueue.engine.events import Events, RiskForGo
 from asyncqueue.engine.messages import Rules, callback_id, later, message, pending, timed
@@ -17,7 +18,7 @@ from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.registry import Registry
 from asyncqueue.engine.settlement import Outgoing, Settlement, parts
 from asyncqueue.errors import ArgumentError, MessageTooLarge, PublishUnknown, Refused, Unavailable
-from asyncqueue.go_compat import risk_for_go
+from asyncqueue.go_compat import problem_with_delay, risk_for_go
 from asyncqueue.models import changed
 from asyncqueue.signature import Signature, new_task_id, with_headers
 from asyncqueue.state import TaskState
@@ -51,6 +52,7 @@ class Publisher:
         timeout: Callable[[], float],
         address: str,
         max_batch: int,
+        longest_delay: float = math.inf,
         hooks: Sequence[PublishHook] = (),
         events: Events | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class Publisher:
         self._rules = rules
         self._timeout = timeout
         self._address = address
+        self._longest_delay = longest_delay
         self._hooks = hooks
         self._events = Events() if events is None else events
         self._warned: set[str] = set()
@@ -158,7 +161,7 @@ class Publisher:
         if registered is not None:
             registered.bind(filled)
         if rules.go_compat:
-            self._check_for_go(filled, rules)
+            self._check_for_go(filled, rules, now)
         try:
             ready = message(filled, rules.default_queue, now)
         except ArgumentError as exc:
@@ -172,8 +175,11 @@ class Publisher:
             )
         return _Prepared(filled, pending(filled, now), ready)
 
-    def _check_for_go(self, signature: Signature, rules: Rules) -> None:
-        problem = self._registry.problem_for_go(signature, rules.go, rules.default_queue)
+    def _check_for_go(self, signature: Signature, rules: Rules, now_ns: int) -> None:
+        delay = ((signature.eta or now_ns) - now_ns) / NANOSECONDS
+        problem = self._registry.problem_for_go(signature, rules.go, rules.default_queue) or problem_with_delay(
+            signature, delay, self._longest_delay, rules.go, default_queue=rules.default_queue
+        )
         if problem is not None:
             raise ArgumentError(problem)
         risk = risk_for_go(signature, rules.go, rules.default_queue)

@@ -132,6 +132,15 @@ def test_under_go_compat_results_where_go_does_not_look_are_warned_of(
     assert said in warning
 
 
+def test_under_go_compat_delays_on_pubsub_that_nobody_may_end_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for fine in ({}, {"go_compat": True, "go_queues": ["orders"]}):
+        urls.broker_for("gcppubsub://project/workers", Settings.parse(fine))
+    assert caplog.messages == []
+    urls.broker_for("gcppubsub://project/workers", Settings.parse({"go_compat": True}))
+    (warning,) = caplog.messages
+    assert "go_queues names none" in warning
+
+
 def test_a_missing_client_library_is_told_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = urls.Driver("RabbitMQ", ("amqp",), "amqp://", "a_library_that_is_not_there:Broker", extra="amqp")
     monkeypatch.setattr(urls, "DRIVERS", (absent,))

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from asyncqueue import Server, Worker
+from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK
+from asyncqueue.config import Settings
 from asyncqueue.signature import Arg, Signature
+from asyncqueue.wire import decode_signature
 from tests.conftest import StartServer
 from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time
 from tests.path.ledger import Ledger
@@ -16,6 +20,20 @@ from tests.path.workers import Crew, server_with_tasks
 from tests.services import PubSubServer
 
 pytestmark = pytest.mark.timeout(300)
+
+
+async def test_what_is_delayed_for_workers_in_go_is_delivered_by_ours(pubsub_url: str, redis_url: str) -> None:
+    """They cannot: whoever works on a queue here looks after those of Go's too that are named."""
+    settings = Settings.parse({"default_queue": "python", "go_compat": True, "go_queues": ["orders"]})
+    async with Server(broker=pubsub_url, backend=redis_url, settings=settings) as server, Worker(server):
+        broker = (await server.connected()).broker
+        await broker.fetch("orders", 1, 0.0)  # there is a subscription
+        due = SYSTEM_CLOCK.now_ns() + NANOSECONDS
+        sent = await server.send_task(Signature(name="ship", routing_key="orders", eta=due))
+        (delivery,) = await eventually(lambda: broker.fetch("orders", 1, 5.0))
+        assert decode_signature(delivery.body).uuid == sent.id
+        assert SYSTEM_CLOCK.now_ns() >= due
+        await broker.ack([delivery])
 
 
 async def test_a_service_that_hangs_for_longer_than_a_lease_loses_nothing(

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from asyncqueue import Arg, ArgumentError, BadMessage, Server, Signature, Worker, arguments, wire
+from asyncqueue.brokers.base import Capabilities
+from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.builders import chain, chord, group
+from asyncqueue.clock import NANOSECONDS
 from asyncqueue.config import Settings
 from asyncqueue.go_compat import GoCompat, problem_for_go
+from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import WATCH, tasks_in
 from tests.wire import goldens
 
@@ -135,6 +140,27 @@ def test_every_argument_that_go_refuses_is_refused_before_it_is_sent(version: st
         counts[problem is None] += 1
     print(f"{version}: {counts[True]} let through, {counts[False]} refused")
     assert counts[True] == 218
+
+
+async def test_what_a_broker_cannot_put_off_for_long_enough_is_refused_beside_go() -> None:
+    """A worker of ours would put it off once more, one in Go would run it."""
+
+    class UpToAQuarter(MemoryBroker):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, max_delay=900.0)
+
+    clock = ManualClock()
+    settings = Settings.parse({"default_queue": OURS, "go_compat": True, "go_queues": [GOS]})
+    broker = UpToAQuarter(clock=clock)
+    async with Server(broker=broker, backend="null://", settings=settings, clock=clock) as server:
+        in_time, too_late = (clock.now_ns() + seconds * NANOSECONDS for seconds in (900, 1_200))
+        await server.send_many([call("add", eta=in_time), call("add", to=OURS, eta=too_late)])
+        with pytest.raises(
+            ArgumentError, match=r"task add: its ETA is in 1200 s, and .* for 900 s at most, .* earlier"
+        ):
+            await server.send_task(call("add", eta=too_late))
+        assert len(await server.get_delayed_tasks()) == 2
 
 
 # — results, groups, workflows —
