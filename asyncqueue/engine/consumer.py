@@ -84,6 +84,7 @@ class Consumer:
         self._may_consume = may_consume
         self._max_batch = min(broker.capabilities.max_batch, _MOST_AT_ONCE)
         self._execution: Execution | None = None
+        self._own: asyncio.Task[Any] | None = None
         self._running: dict[asyncio.Task[None], Delivery] = {}
         self._slotless: set[asyncio.Task[Any]] = set()
         self._given_up: set[asyncio.Task[None]] = set()
@@ -151,6 +152,7 @@ class Consumer:
     async def run(self, execution: Execution) -> None:
         """Fetch and run until ``stop`` was called and everything that was fetched is settled or given back."""
         self._execution = execution
+        self._own = asyncio.current_task()
         self._leases.start()
         aides = [asyncio.create_task(self._settler.run(), name="asyncqueue-settler")]
         if isinstance(self._broker, Tended):
@@ -165,11 +167,13 @@ class Consumer:
             for task in (working, *aides):
                 task.cancel()
             self.cancel_running()
-            await asyncio.wait({working, *aides})
-            if self._running:
-                _, stubborn = await asyncio.wait(self._running, timeout=_LAST_CHANCE)
-                self._stubborn = tuple(wire.readable_task_id(self._running[task].body) or "?" for task in stubborn)
-            await self._leases.stop()
+            try:
+                await asyncio.wait({working, *aides})
+                if self._running:
+                    _, stubborn = await asyncio.wait(self._running, timeout=_LAST_CHANCE)
+                    self._stubborn = tuple(wire.readable_task_id(self._running[task].body) or "?" for task in stubborn)
+            finally:
+                await self._leases.stop()
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as feeds:
@@ -190,9 +194,10 @@ class Consumer:
             self._give_up(task)
 
     def is_given_up(self, run: asyncio.Task[Any]) -> bool:
-        """Whether we have cancelled it. ``run.cancelling()`` does not tell: before Python 3.13, it stays above 0 where
-        a task group within a task has failed."""
-        return run in self._given_up
+        """Whether we have cancelled it, or whoever ends the whole loop: then we are cancelled as well.
+        ``run.cancelling()`` does not tell: a task may cancel itself, and before Python 3.13, it stays above 0 where a
+        task group within a task has failed."""
+        return run in self._given_up or (self._own is not None and self._own.cancelling() > 0)
 
     async def all_idle(self) -> None:
         """Wait until every queue was found empty and nothing runs or waits to be settled."""
@@ -304,7 +309,7 @@ class Consumer:
         try:
             ran = await self._execution.run(delivery)
         except asyncio.CancelledError:
-            # where it was not us, the task cancelled itself, and would do so again
+            # where it was not us, it may come to that again at once
             ran = Ran(delivery, None, Cancelled() if self._stopping.is_set() else NotYet(_REFUSED_PAUSE))
         except Refused as exc:
             self._events.emit(StoreRefused("look up a state", str(exc)))

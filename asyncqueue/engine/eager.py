@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar, copy_context
 from dataclasses import replace
+from typing import Any
 
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker, Inspector, Message, Settled, Unsettled
@@ -14,6 +16,8 @@ from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import Overdue, Succeeded, settled
 from asyncqueue.engine.settlement import Outgoing, Settlement, Submission, WholeSettlement
 from asyncqueue.workflow import WATCH
+
+_has_sender_left: ContextVar[Callable[[], bool]] = ContextVar("asyncqueue_has_sender_left")
 
 
 class EagerSettlement:
@@ -66,9 +70,10 @@ class EagerRunner:
         for queue in queues:
             for delivery in await broker.fetch(queue, 1, 0.0):
                 # in an asyncio task of its own: the context of the task must not stay with the sender
-                cancels = _cancels()
-                ran = await asyncio.create_task(self._execution.run(delivery))
-                if _cancels() > cancels:  # it was the sender who was cancelled, and the task made another error of it
+                context = copy_context()
+                has_left = context.run(_note_sender)
+                ran = await asyncio.create_task(self._execution.run(delivery), context=context)
+                if has_left():  # and the task made something else of it
                     raise asyncio.CancelledError
                 outcome = Succeeded(()) if _is_for_later(ran) else ran.outcome
                 item = settled(delivery, ran.signature, outcome, self._rules(), self._clock.now_ns())
@@ -78,9 +83,20 @@ class EagerRunner:
         return False
 
 
-def _cancels() -> int:
+def has_lost_its_sender(run: asyncio.Task[Any]) -> bool:
+    """Whether the sender was cancelled for whom this runs, which asks it."""
+    return _has_sender_left.get()()
+
+
+def _note_sender() -> Callable[[], bool]:
     sender = asyncio.current_task()
-    return 0 if sender is None else sender.cancelling()
+    cancels = sender.cancelling() if sender is not None else 0
+
+    def has_left() -> bool:
+        return sender is not None and sender.cancelling() > cancels
+
+    _has_sender_left.set(has_left)
+    return has_left
 
 
 def _is_for_later(ran: Ran) -> bool:

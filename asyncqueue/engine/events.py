@@ -285,7 +285,8 @@ class LoopBlocked(Event):
 
 @dataclass(frozen=True, slots=True)
 class TaskStuck(Event):
-    """A task ran over its time limit in a thread, which cannot be cancelled; it keeps its slot."""
+    """A task goes on behind its time limit and keeps its slot: in a thread, which cannot be cancelled, or as a
+    coroutine that was cancelled and has not ended half a minute later."""
 
     task_id: str
     task_name: str
@@ -294,7 +295,7 @@ class TaskStuck(Event):
         return logging.ERROR
 
     def text(self) -> str:
-        return f"task {self.task_name} is stuck in its thread and keeps its slot"
+        return f"task {self.task_name} is stuck behind its time limit and keeps its slot"
 
 
 @dataclass(frozen=True, slots=True)

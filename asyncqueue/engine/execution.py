@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from asyncqueue.clock import NANOSECONDS, Clock
 from asyncqueue.compiling import continued
 from asyncqueue.engine.context import Facilities, Replacement, TaskContext, enter
 from asyncqueue.engine.events import Events, TaskFailed, TaskRetried, TaskStarted, TaskStuck, TaskSucceeded, TaskUnknown
+from asyncqueue.engine.limit import TimeLimit
 from asyncqueue.engine.messages import MAX_ERROR_TEXT, Rules, error_text
 from asyncqueue.engine.middleware import Middleware, wrapped
 from asyncqueue.engine.naming import name_problem, usable_task_id
@@ -111,8 +113,8 @@ class Execution:
         self._unknown: set[str] = set()
 
     async def run(self, delivery: Delivery) -> Ran:
-        """Everything from the bytes to the outcome. Raises ``CancelledError`` when somebody cancels it, and ``Refused``
-        when the backend does not let a state be looked up."""
+        """Everything from the bytes to the outcome. Raises ``CancelledError`` when its host has given it up, and
+        ``Refused`` when the backend does not let a state be looked up."""
         try:
             signature = wire.decode_signature(delivery.body, self._rules().limits)
         except BadMessage as exc:
@@ -151,7 +153,13 @@ class Execution:
         if self._host.showings is not None:
             await self._host.showings.note(delivery, signature, attempt)
         self._host.started(delivery, signature, attempt)
-        return await self._call(delivery, registered, bound, context)
+        ran = await self._call(delivery, registered, bound, context)
+        run = asyncio.current_task()
+        if run is not None and run.cancelling():
+            # what a task asked for as it ended would come to whoever goes on from here
+            with suppress(asyncio.CancelledError):  # its outcome stands, even where it is ours
+                await asyncio.sleep(0)
+        return ran
 
     async def _call(self, delivery: Delivery, registered: Registered, bound: Bound, context: TaskContext) -> Ran:
         signature = context.signature
@@ -180,12 +188,7 @@ class Execution:
             outcome = Succeeded(results)
         except Replacement as exc:
             outcome, error = await self._replaced(delivery, context, exc.workflow)
-        except asyncio.CancelledError as exc:
-            if _is_cancelled(lambda run: run.cancelling() > 0):
-                raise
-            outcome, error = judge(exc, signature, registered.options), exc  # the task raised it by itself
-            self._tell(outcome, delivery, signature, context.attempt, exc)
-        except BaseException as exc:  # a task that calls sys.exit has failed, and its worker goes on
+        except BaseException as exc:  # a task that calls sys.exit or cancels itself has failed, and its worker goes on
             if _is_cancelled(self._host.is_given_up):
                 raise asyncio.CancelledError from exc  # it stumbled over our cancellation: that is not its own failure
             outcome, error = judge(exc, signature, registered.options), exc
@@ -301,13 +304,9 @@ class Execution:
         run = wrapped(self._middlewares, context, call)
         if limit is None:
             return await run()
-        try:
-            async with asyncio.timeout(limit) as scope:
-                return await run()
-        except TimeoutError:
-            if scope.expired():
-                raise TimeoutError(f"ran over its time limit of {limit:g} s") from None
-            raise
+        stuck = TaskStuck(context.signature.uuid, context.signature.name)
+        with TimeLimit(limit, goes_on=lambda: self._events.emit(stuck)):
+            return await run()
 
     async def _in_thread(self, function: Callable[[], Any], threads: list[Future[Any]]) -> Any:
         context = contextvars.copy_context()

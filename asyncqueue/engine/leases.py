@@ -123,7 +123,7 @@ class LeaseKeeper:
         next_beat = self._clock.monotonic() + every
         told = False
         try:
-            while True:
+            while not owner.is_closed():  # what is held by a loop that is gone is held by nobody
                 self._ask_for_a_turn(owner)
                 told = self._watch(owner, main, told)
                 if self._clock.monotonic() >= next_beat and await self._extend(twin, owner):

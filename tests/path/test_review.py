@@ -144,28 +144,6 @@ async def test_a_task_that_is_cancelled_before_it_began_goes_back(one_store: Sto
         assert await in_time(sent.get()) == 1
 
 
-async def test_a_task_that_cancels_itself_is_not_run_in_a_hot_loop(one_store: Stores, bench: Bench) -> None:
-    server = bench.server()
-    runs: list[float] = []
-
-    @server.task
-    async def strange() -> None:
-        runs.append(asyncio.get_running_loop().time())
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        await asyncio.sleep(PATIENCE)
-
-    async with bench.working(server):
-        await strange.send()
-
-        async def twice() -> bool:
-            return len(runs) >= 2
-
-        await eventually(twice)
-    assert runs[1] - runs[0] > 1.0
-
-
 # — slots and stops —
 
 
