@@ -313,7 +313,7 @@ class _Compiler:
                 )
             callback = with_headers(callback, {ON_FAILURE_HEADER: on_failure})
         if self.is_shared:  # workers in Go may send it twice
-            callback = with_headers(callback, {CHECK_HEADER: "1"})
+            callback = with_headers(callback, {CHECK_HEADER: "go"})
         group_id = group_id_of(callback.uuid, attempt_of(callback))
         if len(group.members) > self.limits.max_args and not callback.immutable:
             raise ArgumentError(

@@ -49,7 +49,8 @@ ATTEMPT_HEADER = "aq-attempt"
 """The number of the run that this message asks for, from 2; without it, 1."""
 
 CHECK_HEADER = "aq-check"
-"""Says: look up the state before you run me, I may be a second copy."""
+"""Says: look up the state before you run me, I may be a second copy. ``go`` where a worker in Go may send copies, else
+``1``: who sends one of ours says so."""
 
 PASS = "aq.pass"
 """Returns what it is given."""

@@ -17,14 +17,11 @@ from tests.path.sends import RedisLog
 
 EXCHANGE = "machinery_exchange"
 
-TELLING = {"sent": "by whom"}
-"""Headers for what is to be told apart. Go writes all headers in the order of their names; our workers write theirs,
-that this may be a second copy, after those that were there."""
-
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """How often a message of each task was put into the queue: by our workers, or by Go and by our clients."""
+    """How often a message of each task was put into the queue. What our workers send has word on it that it may be a
+    second copy of theirs; that of our clients and of Go has not."""
 
     by_our_workers: Counter[str] = field(default_factory=Counter)
     by_others: Counter[str] = field(default_factory=Counter)
@@ -90,6 +87,6 @@ class _RabbitLog:
     async def all(self) -> Sent:
         while (message := await self._copies.get(no_ack=True, fail=False)) is not None:
             signature = json.loads(message.body)
-            is_ours = [*(signature["Headers"] or {})][-1:] == [CHECK_HEADER]
+            is_ours = (signature["Headers"] or {}).get(CHECK_HEADER) == "1"
             (self._sent.by_our_workers if is_ours else self._sent.by_others)[signature["UUID"]] += 1
         return self._sent

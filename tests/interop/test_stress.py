@@ -34,7 +34,7 @@ from tests.conftest import unavailable
 from tests.interop import stressed
 from tests.interop.peer import GoClient, GoWorker
 from tests.interop.peer import Place as GoPlace
-from tests.interop.sent import TELLING, Sent, sent_log
+from tests.interop.sent import Sent, sent_log
 from tests.interop.tasks import WHERE
 from tests.path.bench import Stores, eventually
 from tests.path.conftest import stores_of
@@ -198,7 +198,7 @@ async def _send(sender: _Ours | _Go, tasks: range, chords: range) -> Sequence[As
         values = [TAKES + (7 * number + 11 * place) % 100 for place in range(MEMBERS)]
         async with bound:
             members = [_call("sleep", value) for value in values]
-            ids = await sender.chord(members, _call("gather", number).with_changes(headers=TELLING))
+            ids = await sender.chord(members, _call("gather", number))
         return Asked(ids, ",".join(map(str, (number, *values))))
 
     sends = [task(number) for number in tasks] + [one_chord(number) for number in chords]
