@@ -25,7 +25,7 @@ from asyncqueue.errors import Refused
 from asyncqueue.testing import Faults, with_faults
 from tests.path.bench import PATIENCE, eventually, in_time
 
-VERBS = ("publish", "submit", "begin", "put", "get", "fetch", "settle", "ack", "nack", "tend", "step")
+VERBS = ("publish", "submit", "begin", "put", "get", "fetch", "settle", "ack", "nack", "tend")
 LEASE = 2.0
 Pair = tuple[Any, Any]
 
