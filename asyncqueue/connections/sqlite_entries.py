@@ -17,9 +17,9 @@ _UNTIL = ", ".join(
 _STALE = f"SELECT json_group_array(first.key) FROM json_each(?) AS first WHERE max({_UNTIL}) <= ?"
 _ALL_OF_THEM = """
     WITH named (uuid) AS (
-        SELECT value FROM json_each(?1)
+        SELECT value FROM json_each(:uuids)
         UNION
-        SELECT part.value FROM json_each(?1) AS family CROSS JOIN plan ON plan_uuid = family.value
+        SELECT part.value FROM json_each(:uuids) AS family CROSS JOIN plan ON plan_uuid = family.value
         CROSS JOIN json_each(plan.ids) AS part
     )
     SELECT json_group_array(uuid) FROM (
@@ -31,8 +31,8 @@ _ALL_OF_THEM = """
 """
 _PROLONG = [
     f"""
-    UPDATE {table} SET expires_at = ?1
-    WHERE {uuid} IN (SELECT value FROM json_each(?2)) AND expires_at > ?3 AND expires_at < ?1
+    UPDATE {table} SET expires_at = :until
+    WHERE {uuid} IN (SELECT value FROM json_each(:uuids)) AND expires_at > :now AND expires_at < :until
     """
     for table, uuid in _TABLES
 ]
@@ -58,9 +58,9 @@ def touch(
     stale = as_table(dict.fromkeys(uuid for place in from_json(places) for uuid in distinct[place]))
     if stale == "[]":
         return
-    (uuids,) = connection.execute(_ALL_OF_THEM, (stale,)).fetchone()
+    (uuids,) = connection.execute(_ALL_OF_THEM, {"uuids": stale}).fetchone()
     for statement in _PROLONG:
-        connection.execute(statement, (until, uuids, now))
+        connection.execute(statement, {"until": until, "uuids": uuids, "now": now})
 
 
 def forget(connection: Connection, uuids: str) -> None:

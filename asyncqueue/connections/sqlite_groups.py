@@ -24,7 +24,7 @@ Found = tuple[str, int, str, bytes]
 
 _HAS_ENDED = f"""EXISTS (
     SELECT 1 FROM task_state
-    WHERE task_state.task_uuid = group_member.task_uuid AND state IN ({FINAL}) AND task_state.expires_at > ?1
+    WHERE task_state.task_uuid = group_member.task_uuid AND state IN ({FINAL}) AND task_state.expires_at > :now
 )"""
 
 _PRESENT = """
@@ -47,11 +47,11 @@ _GET = """
     FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(?)) AND expires_at > ?
 """
 _UNFINISHED = f"""
-    SELECT json_group_array(member.key) FROM json_each(?2) AS member
+    SELECT json_group_array(member.key) FROM json_each(:members) AS member
     CROSS JOIN task_group ON group_uuid = json_extract(member.value, '$[0]')
     CROSS JOIN group_member
         ON group_id = task_group.id AND group_member.task_uuid = json_extract(member.value, '$[1]')
-    WHERE task_group.expires_at > ?1 AND is_unfinished AND NOT {_HAS_ENDED}
+    WHERE task_group.expires_at > :now AND is_unfinished AND NOT {_HAS_ENDED}
 """
 _COUNT = """
     UPDATE group_member SET is_unfinished = 0 WHERE id IN (
@@ -70,7 +70,7 @@ _PROBE = f"""
             SELECT id FROM group_member WHERE group_id = task_group.id AND is_unfinished AND NOT {_HAS_ENDED}
             ORDER BY id LIMIT 1
         )
-    )) FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(?2)) AND expires_at > ?1
+    )) FROM task_group WHERE group_uuid IN (SELECT value FROM json_each(:group_ids)) AND expires_at > :now
 """
 _PASS = f"""
     UPDATE group_member SET is_unfinished = 0 WHERE id IN (
@@ -204,7 +204,7 @@ def unfinished(connection: Connection, members: Sequence[Member], now: float) ->
     """Those that are not known to have ended, whether they were counted or not."""
     if not members:
         return []
-    (places,) = connection.execute(_UNFINISHED, (now, _pairs(members))).fetchone()
+    (places,) = connection.execute(_UNFINISHED, {"now": now, "members": _pairs(members)}).fetchone()
     return [members[place] for place in from_json(places)]
 
 
@@ -221,7 +221,7 @@ def standings(connection: Connection, group_ids: Iterable[str], now: float) -> d
 
     Who is found to have ended on the way is never looked at again, so that this costs the same for groups of any size.
     """
-    (probed,) = connection.execute(_PROBE, (now, as_table(dict.fromkeys(group_ids)))).fetchone()
+    (probed,) = connection.execute(_PROBE, {"now": now, "group_ids": as_table(dict.fromkeys(group_ids))}).fetchone()
     found = from_json(probed)
     passed = [(number, waited_for) for number, *_, first, waited_for in found if first != waited_for]
     if passed:

@@ -27,8 +27,8 @@ _FRONT = """
 """
 _REMEMBER = """
     INSERT INTO publication (minute, token, mark)
-    SELECT ?1, value, ?2 FROM json_each(?3)
-    WHERE NOT EXISTS (SELECT 1 FROM publication WHERE minute = ?1 - 1 AND token = value)
+    SELECT :minute, value, :mark FROM json_each(:tokens)
+    WHERE NOT EXISTS (SELECT 1 FROM publication WHERE minute = :minute - 1 AND token = value)
     ON CONFLICT DO NOTHING
 """
 _MARKED = """
@@ -37,8 +37,9 @@ _MARKED = """
 """
 _FORGET = """
     DELETE FROM publication
-    WHERE minute = (SELECT min(minute) FROM publication WHERE minute < ?1) AND token IN (
-        SELECT token FROM publication WHERE minute = (SELECT min(minute) FROM publication WHERE minute < ?1) LIMIT ?2
+    WHERE minute = (SELECT min(minute) FROM publication WHERE minute < :before) AND token IN (
+        SELECT token FROM publication
+        WHERE minute = (SELECT min(minute) FROM publication WHERE minute < :before) LIMIT :most
     )
 """
 _LAST = "SELECT coalesce(max(id), 0) FROM message"
@@ -48,9 +49,9 @@ _MAKE_READY = """
     UPDATE message SET
         until = NULL, fence = NULL, attempt = attempt + (fence IS NOT NULL),
         rank = CASE WHEN fence IS NULL THEN rank ELSE (
-            SELECT min(coalesce(min(rank), 0), -255) - 1 FROM message WHERE queue = ?1 AND until IS NULL
+            SELECT min(coalesce(min(rank), 0), -255) - 1 FROM message WHERE queue = :queue AND until IS NULL
         ) END
-    WHERE id IN (SELECT id FROM message WHERE queue = ?1 AND until <= ?2 ORDER BY until LIMIT ?3)
+    WHERE id IN (SELECT id FROM message WHERE queue = :queue AND until <= :now ORDER BY until LIMIT :most)
 """
 # One row whatever the number of messages: who they are, and all their bytes end to end. Row by row, a busy event loop
 # could keep this thread waiting for Python's global lock before each of them.
@@ -64,8 +65,8 @@ _SHOW = """
 _HOLD = "UPDATE message SET until = ?, fence = ? WHERE id IN (SELECT json_extract(value, '$[0]') FROM json_each(?))"
 _READY_AT = """
     SELECT CASE
-        WHEN EXISTS (SELECT 1 FROM message WHERE queue = ?1 AND until IS NULL) THEN 0
-        ELSE (SELECT min(until) FROM message WHERE queue = ?1 AND until IS NOT NULL)
+        WHEN EXISTS (SELECT 1 FROM message WHERE queue = :queue AND until IS NULL) THEN 0
+        ELSE (SELECT min(until) FROM message WHERE queue = :queue AND until IS NOT NULL)
     END
 """
 _HELD = """
@@ -93,18 +94,18 @@ _BURY = """
 _QUEUES = "SELECT queue FROM message UNION SELECT queue FROM dead ORDER BY queue"
 _DEPTH = """
     SELECT
-        (SELECT count(*) FROM message WHERE queue = ?1 AND until IS NULL)
-            + (SELECT count(*) FROM message WHERE queue = ?1 AND until <= ?2),
-        (SELECT count(*) FROM message WHERE queue = ?1 AND until > ?2 AND fence IS NOT NULL),
-        (SELECT count(*) FROM message WHERE queue = ?1 AND until > ?2 AND fence IS NULL),
-        (SELECT count(*) FROM dead WHERE queue = ?1)
+        (SELECT count(*) FROM message WHERE queue = :queue AND until IS NULL)
+            + (SELECT count(*) FROM message WHERE queue = :queue AND until <= :now),
+        (SELECT count(*) FROM message WHERE queue = :queue AND until > :now AND fence IS NOT NULL),
+        (SELECT count(*) FROM message WHERE queue = :queue AND until > :now AND fence IS NULL),
+        (SELECT count(*) FROM dead WHERE queue = :queue)
 """
 _PEEK = """
     SELECT bytes FROM (
-        SELECT 1 AS is_fresh, rank, id FROM message WHERE queue = ?1 AND until IS NULL
+        SELECT 1 AS is_fresh, rank, id FROM message WHERE queue = :queue AND until IS NULL
         UNION ALL
-        SELECT fence IS NULL, rank, id FROM message WHERE queue = ?1 AND until <= ?2
-        ORDER BY is_fresh, rank, id LIMIT ?3 OFFSET ?4
+        SELECT fence IS NULL, rank, id FROM message WHERE queue = :queue AND until <= :now
+        ORDER BY is_fresh, rank, id LIMIT :limit OFFSET :offset
     ) AS ready JOIN body USING (id) ORDER BY is_fresh, rank, id
 """
 _DELAYED = """
@@ -113,9 +114,9 @@ _DELAYED = """
 """
 _READY = """
     SELECT json_group_array(id) FROM (
-        SELECT id FROM message WHERE queue = ?1 AND until IS NULL
+        SELECT id FROM message WHERE queue = :queue AND until IS NULL
         UNION ALL
-        SELECT id FROM message WHERE queue = ?1 AND until <= ?2
+        SELECT id FROM message WHERE queue = :queue AND until <= :now
     )
 """
 _DEAD = """
@@ -123,7 +124,8 @@ _DEAD = """
 """
 _EXHUME = """
     SELECT bytes, queue, task_uuid, priority
-    FROM json_each(?2) AS wanted CROSS JOIN dead ON dead.id = wanted.value AND dead.queue = ?1 ORDER BY wanted.key
+    FROM json_each(:wanted) AS wanted CROSS JOIN dead ON dead.id = wanted.value AND dead.queue = :queue
+    ORDER BY wanted.key
 """
 _DROP = "DELETE FROM dead WHERE queue = ? AND id IN (SELECT value FROM json_each(?))"
 
@@ -134,9 +136,9 @@ def unknown(connection: Connection, messages: Sequence[Message], now: float) -> 
     if not tokens:
         return list(messages)
     minute, mark, table = int(now // 60), randbits(31), as_table(sorted(tokens))
-    added = connection.execute(_REMEMBER, (minute, mark, table)).rowcount
+    added = connection.execute(_REMEMBER, {"minute": minute, "mark": mark, "tokens": table}).rowcount
     # As with expired states: who adds some drops twice as many, and nobody has to come for it.
-    connection.execute(_FORGET, (minute - 1, 2 * len(tokens)))
+    connection.execute(_FORGET, {"before": minute - 1, "most": 2 * len(tokens)})
     if added < len(tokens):
         (marked,) = connection.execute(_MARKED, (minute, table, mark)).fetchone()
         new = set(from_json(marked))
@@ -166,7 +168,7 @@ def add(connection: Connection, messages: Sequence[Message], now: float) -> None
 
 def take(connection: Connection, queue: str, limit: int, now: float, lease: float) -> list[Delivery]:
     """Show up to ``limit`` messages: first those whose lease ended, then those given back, then by priority and age."""
-    connection.execute(_MAKE_READY, (queue, now, max(limit, DUE_AT_ONCE)))
+    connection.execute(_MAKE_READY, {"queue": queue, "now": now, "most": max(limit, DUE_AT_ONCE)})
     facts, joined = _show(connection, queue, limit)
     if facts == "[]":
         return []
@@ -182,7 +184,7 @@ def take(connection: Connection, queue: str, limit: int, now: float, lease: floa
 
 def ready_at(connection: Connection, queue: str) -> float | None:
     """When the next message can be taken: 0 for now, None for never."""
-    (moment,) = connection.execute(_READY_AT, (queue,)).fetchone()
+    (moment,) = connection.execute(_READY_AT, {"queue": queue}).fetchone()
     return None if moment is None else float(moment)
 
 
@@ -228,13 +230,14 @@ def queues(connection: Connection) -> list[str]:
 
 def depth(connection: Connection, queue: str, now: float) -> QueueDepth:
     """How much is in a queue; what is due, or was held until its lease ended, is ready."""
-    ready, held, delayed, dead = connection.execute(_DEPTH, (queue, now)).fetchone()
+    ready, held, delayed, dead = connection.execute(_DEPTH, {"queue": queue, "now": now}).fetchone()
     return QueueDepth(queue, ready=ready, held=held, delayed=delayed, dead=dead)
 
 
 def peek(connection: Connection, queue: str, limit: int, offset: int, now: float) -> list[bytes]:
     """Bodies of ready messages, next first."""
-    return [body for (body,) in connection.execute(_PEEK, (queue, now, limit, offset))]
+    asked = {"queue": queue, "now": now, "limit": limit, "offset": offset}
+    return [body for (body,) in connection.execute(_PEEK, asked)]
 
 
 def delayed(connection: Connection, limit: int, offset: int, now: float) -> list[tuple[float, bytes]]:
@@ -244,7 +247,7 @@ def delayed(connection: Connection, limit: int, offset: int, now: float) -> list
 
 def purge(connection: Connection, queue: str, now: float) -> int:
     """Drop what is ready; returns how many."""
-    (ids,) = connection.execute(_READY, (queue, now)).fetchone()
+    (ids,) = connection.execute(_READY, {"queue": queue, "now": now}).fetchone()
     return _remove(connection, ids)
 
 
@@ -258,7 +261,7 @@ def requeue(connection: Connection, queue: str, ids: Iterable[str], now: float) 
     wanted = _numbers(ids)
     messages = [
         Message(body, queue, task_uuid, priority=priority)
-        for body, queue, task_uuid, priority in connection.execute(_EXHUME, (queue, wanted))
+        for body, queue, task_uuid, priority in connection.execute(_EXHUME, {"queue": queue, "wanted": wanted})
     ]
     add(connection, messages, now)
     connection.execute(_DROP, (queue, wanted))
