@@ -44,6 +44,7 @@ from asyncqueue.workflow import (
     tasks_in,
     watch_id_of,
 )
+from tests.path.bench import eventually
 
 QUEUE = "q"
 CALLBACK = Signature(uuid="callback", name="total", routing_key=QUEUE)
@@ -505,14 +506,38 @@ async def test_a_worker_of_another_queue_leaves_what_it_begins_beside_go_to_all(
         async def split() -> Any:
             return chord([_call("a", "go"), _call("b", "go")], _call("total", "go"))
 
+        async def watches() -> list[Signature]:
+            return [each for each in await server.get_delayed_tasks() if each.name == WATCH]
+
         await server.send_task(split.s())
-        worker = Worker(server, queues="burst")
-        assert await worker.run(burst=True) == 0
-        waiting = [each for each in await server.get_delayed_tasks() if each.name == WATCH]
-        assert [each.routing_key for each in waiting] == ["python.aq"]
+        async with Worker(server, queues="burst"):
+            (watch,) = await eventually(watches)
+        assert watch.routing_key == "python.aq"
 
 
 def test_a_watch_begins_to_look_after_two_seconds() -> None:
     member = Signature(uuid="a", name="m", group_uuid=GO_GROUP, chord_callback=CALLBACK)
     sent, _ = begun(member, BESIDE_GO, 5 * NANOSECONDS)
     assert sent.not_before == 5 + FIRST_LOOK
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_a_second_copy_of_a_callback_that_gos_client_has_named_does_not_run_beside_go(is_on: bool) -> None:
+    runs = []
+    settings = Settings.parse({"default_queue": QUEUE, "go_compat": is_on})
+    async with Server("memory://", settings=settings) as server:
+
+        @server.task(name="total")
+        async def total() -> None:
+            runs.append("total")
+
+        named = [CALLBACK.with_changes(uuid=each) for each in ("chord_by_go", "task_by_anybody")]
+        copies = [Message(encode_signature(each), QUEUE, each.uuid) for each in named]
+        broker = (await server.connected()).broker
+        async with Worker(server, concurrency=1):
+            for last in ("first", "second"):  # the second one of each when the first has ended
+                await broker.publish(copies)
+                await (await server.send_task(CALLBACK.with_changes(uuid=last))).get(30)
+                for each in named:
+                    await server.result(each.uuid).get(30)
+    assert len(runs) == (5 if is_on else 6)
