@@ -123,8 +123,6 @@ _MEMCACHE = Driver(
 DRIVERS: Sequence[Driver] = (_SQLITE, _REDIS, _MEMORY, _AMQP, _SQS, _PUBSUB, _MONGO, _DYNAMODB, _MEMCACHE)
 """Every service that this version knows."""
 
-_SCHEMES = tuple(dict.fromkeys(scheme for driver in DRIVERS for scheme in driver.schemes))
-
 _LONG = 86_400.0
 """Seconds that stand for "no limit" where a driver wants a number."""
 
@@ -165,9 +163,19 @@ def lock_beside(broker: str, backend: str) -> str:
     return backend if beside is not None and beside.lock is not None else ""
 
 
+def is_of_one_process(broker: str) -> bool:
+    """Whether what the broker's URL leads to is seen by this process alone."""
+    return _find("broker", broker) is _MEMORY
+
+
 def is_sqs(broker: str) -> bool:
     """Whether the broker's URL leads to SQS."""
     return _find("broker", broker) is _SQS
+
+
+def is_dynamodb(backend: str) -> bool:
+    """Whether the result backend's URL leads to DynamoDB."""
+    return _find("result backend", backend) is _DYNAMODB
 
 
 def eager_stores(settings: Settings) -> tuple[Broker, Backend]:
@@ -382,13 +390,17 @@ def _target(kind: Kind, url: str) -> tuple[Driver, str]:
     driver = _find(kind, url)
     if driver is None:
         scheme = scheme_of(url)
-        near = get_close_matches(scheme, _SCHEMES, n=1)
+        schemes = dict.fromkeys(each for driver in DRIVERS if driver.target(kind) for each in driver.schemes)
+        near = get_close_matches(scheme, schemes, n=1)
         hint = f"; did you mean {near[0]}://?" if near else "."
-        known = ", ".join(f"{each}://" for each in _SCHEMES)
+        known = ", ".join(f"{each}://" for each in schemes)
         raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}")
     target = driver.target(kind)
     if target is None:
-        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {driver.service} has no {kind}; name another store")
+        or_none = f", or {NULL!r} to keep no results" if kind == "result backend" else ""
+        raise ConfigError(
+            f"{kind} URL {redact_url(url)!r}: {driver.service} has no {kind}; name another store{or_none}"
+        )
     if driver is _SQS and not urlsplit(url).path.strip("/"):
         raise ConfigError(
             f"{kind} URL {redact_url(url)!r} names no account: expected https://sqs.<region>.amazonaws.com/<account>"

@@ -132,7 +132,7 @@ def _reached(server: Server, connected: Connected) -> Finding:
     where = f"broker {server.broker_address}"
     if connected.backend is not None:
         where += f", backend {connected.backend.address}"
-    if urls.scheme_of(server.broker_address) == "memory":
+    if urls.is_of_one_process(server.broker_address):
         return Finding("connect", "warn", f"{where}: what is in memory is seen by this process alone")
     return Finding("connect", "ok", where)
 
@@ -203,7 +203,7 @@ async def _backend(connected: Connected, clock: Clock) -> list[Finding]:
 async def _lock(server: Server) -> list[Finding]:
     lock = await server.lock()
     if lock is None:
-        return []
+        return [Finding("lock", "ok", "none: this server keeps no schedules; `lock` names a store that has locks")]
     key = f"{PROBE_QUEUE}.lock"
     token = await lock.acquire(key, 5.0)
     if token is None:
@@ -217,7 +217,7 @@ def _settlement(connected: Connected) -> Finding:
         return Finding("settlement", "ok", "atomic: broker and backend are one store")
     if connected.backend is None:
         return Finding("settlement", "ok", "in order: callbacks, then acknowledgement")
-    detail = "in order: state, callbacks, acknowledgement; atomic if broker and backend were one store"
+    detail = "in order: state, callbacks, acknowledgement; atomic where both are one Redis or one SQLite file"
     return Finding("settlement", "ok", detail)
 
 

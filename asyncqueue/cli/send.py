@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from asyncqueue import urls
 from asyncqueue.cli.output import json_option, moment, print_json
 from asyncqueue.cli.result import described, ends_well, shown
 from asyncqueue.cli.target import Address, addressed, split
@@ -71,6 +72,8 @@ def send(
     target, (name,) = split(words, "NAME")
     server = address.server(target)
     _warn_of_unknown(server, name)
+    if urls.scheme_of(server.broker_address) == "memory":
+        click.echo("Note: what is in memory is seen by this process alone, and goes when it ends.", err=True)
     signature = server.signature(name, *(args or ()), **(kwargs or {}))
     changes: dict[str, object] = {}
     if queue is not None:

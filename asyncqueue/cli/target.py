@@ -113,7 +113,7 @@ def _import(name: str) -> ModuleType:
         raise _broken(f"module {name!r} cannot be imported", exc) from exc
     except AsyncQueueError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _broken(f"module {name!r} cannot be imported", exc) from exc
 
 
@@ -137,7 +137,7 @@ def _server(target: str, value: object) -> Server:
         made = value()
     except AsyncQueueError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _broken(f"{target}() failed", exc) from exc
     if inspect.iscoroutine(made):
         made.close()
@@ -159,15 +159,16 @@ def _what_is_there(module: ModuleType) -> str:
     return f"the servers in it are {', '.join(found)}" if found else "there is no Server in it"
 
 
-def _broken(what: str, exc: Exception) -> ConfigError:
+def _broken(what: str, exc: Exception | SystemExit) -> ConfigError:
     """One line of an error in the user's own code: what, and the last place that is his."""
     frames = traceback.extract_tb(exc.__traceback__)
     place = next(
         (f" ({each.filename}:{each.lineno})" for each in reversed(frames) if "<frozen" not in each.filename), ""
     )
+    said = str(exc)
     if isinstance(exc, SyntaxError):
-        place = f" ({exc.filename}:{exc.lineno})"
-    said = re.sub(r"\S+://\S+", lambda url: redact_url(url[0]), str(exc))
+        place, said = f" ({exc.filename}:{exc.lineno})", exc.msg
+    said = re.sub(r"\S+://\S+", lambda url: redact_url(url[0]), said)
     return ConfigError(f"{what}: {type(exc).__name__}: {said}{place}; --debug shows more")
 
 

@@ -18,11 +18,13 @@ from typing import Literal, NoReturn
 
 import click
 
+from asyncqueue import urls
 from asyncqueue.cli import logs
 from asyncqueue.cli.processes import Supervisor
 from asyncqueue.cli.target import load_server
 from asyncqueue.cli.watch import changes
 from asyncqueue.errors import AsyncQueueError
+from asyncqueue.server import Server
 from asyncqueue.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -143,10 +145,19 @@ def _work(options: _Options, lifeline: int | None) -> None:
     server = load_server(options.target)
     if options.config is not None:
         server.override(options.config)
+    _warn_of_idleness(server)
     worker = Worker(server, queues=options.queues or None, concurrency=options.concurrency)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(worker, burst=options.burst, lifeline=lifeline))
         _leave_within(_THREADS_MAY_TAKE)
+
+
+def _warn_of_idleness(server: Server) -> None:
+    """Two ways to wait for ever for what is sent."""
+    if not server.registered_task_names():
+        log.warning("no task is registered on this server: the module that it is in has to import those with tasks")
+    if urls.is_of_one_process(server.broker_address):
+        log.warning("%s: what other processes send does not come here, but stays in theirs", server.broker_address)
 
 
 async def _serve(worker: Worker, *, burst: bool, lifeline: int | None) -> None:

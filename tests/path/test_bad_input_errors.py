@@ -68,12 +68,15 @@ def cli(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 # --------------------------------------------------------------------------------------------------- URLs
 
 
-def test_an_unknown_scheme_is_told_which_ones_there_are() -> None:
+@pytest.mark.parametrize(("part", "kind"), [("broker", "broker"), ("backend", "result backend"), ("lock", "lock")])
+def test_an_unknown_scheme_is_told_which_ones_there_are(part: str, kind: urls.Kind) -> None:
+    parts: dict[str, Any] = {"broker": "memory://"} | {part: f"kafka://user:{CANARY}@host/"}
     with pytest.raises(ConfigError) as raised:
-        Server(f"kafka://user:{CANARY}@host/")
+        Server(**parts)
     said = str(raised.value)
     assert "unknown scheme 'kafka'" in said
-    assert all(f"{scheme}://" in said for driver in urls.DRIVERS for scheme in driver.schemes)
+    usable = {f"{scheme}://" for driver in urls.DRIVERS if driver.target(kind) for scheme in driver.schemes}
+    assert set(said.partition("Known schemes: ")[2].split(", ")) == usable
     assert CANARY not in said
 
 

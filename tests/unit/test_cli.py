@@ -18,11 +18,15 @@ from click.testing import CliRunner, Result
 
 from asyncqueue import Server, Settings
 from asyncqueue.brokers.base import Message
+from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.cli import logs, reference
+from asyncqueue.cli.doctor import _lock
 from asyncqueue.cli.main import main
 from asyncqueue.cli.target import load_server
 from asyncqueue.cli.watch import snapshot
+from asyncqueue.cli.worker import _warn_of_idleness
 from asyncqueue.config import WorkerSettings
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.connections.sqlite import SCHEMA_VERSION
 from asyncqueue.engine.events import Events, TaskFailed
 from asyncqueue.errors import ConfigError
@@ -133,8 +137,15 @@ def test_a_module_that_is_missing_inside_the_application_is_not_taken_for_the_ap
 
 def test_an_application_that_does_not_compile_is_shown_with_its_line(folder: Path) -> None:
     (folder / "typo.py").write_text("x = 1\ndef f(:\n")
-    with pytest.raises(ConfigError, match=r"SyntaxError: .*typo.py:2"):
+    with pytest.raises(ConfigError, match=r"SyntaxError: .*typo.py:2") as caught:
         load_server("typo:server")
+    assert str(caught.value).count("typo.py") == 1
+
+
+def test_an_application_that_leaves_while_it_is_imported_is_named(folder: Path) -> None:
+    (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"module 'script' cannot be imported: SystemExit: 0 .*script.py:2"):
+        load_server("script:server")
 
 
 def test_a_missing_attribute_lists_the_servers_that_are_there() -> None:
@@ -294,6 +305,11 @@ def test_a_name_that_is_not_registered_is_sent_with_a_note() -> None:
     assert "did you mean add?" in result.stderr
 
 
+def test_what_is_sent_into_the_memory_of_a_command_is_sent_with_a_note() -> None:
+    assert "seen by this process alone" in cli("send", "--broker", "memory://", "add").stderr
+    assert cli("send", "--broker", URL, "add").stderr == ""
+
+
 def test_an_unknown_task_is_exit_code_1() -> None:
     result = cli("result", "app:server", "task_nobody_sent")
     assert result.exit_code == 1
@@ -448,6 +464,12 @@ def test_the_doctor_knows_that_two_stores_settle_in_order() -> None:
     assert "in order: state, callbacks, acknowledgement" in result.stdout
 
 
+def test_the_doctor_says_that_a_server_without_a_lock_keeps_no_schedules() -> None:
+    server = Server(broker=MemoryBroker(MemoryStore()), backend="null")
+    (finding,) = asyncio.run(_lock(server))
+    assert finding.detail.startswith("none: this server keeps no schedules")
+
+
 def test_the_doctor_tells_version_clock_and_bad_settings_of_a_redis(redis_server: RedisServer) -> None:
     redis_server.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     report = cli_json("doctor", "--broker", redis_server.url)
@@ -525,6 +547,16 @@ def test_a_word_before_the_verbs_loads_no_driver() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[1:] == ["[]"]
+
+
+def test_a_worker_that_would_wait_for_ever_says_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "idle.py").write_text("from asyncqueue import Server\nserver = Server('memory://idle')\n")
+    _warn_of_idleness(load_server("app:server"))
+    assert caplog.messages == []
+    _warn_of_idleness(load_server("idle:server"))
+    no_task, memory = caplog.messages
+    assert no_task.startswith("no task is registered on this server")
+    assert memory.startswith("memory://idle: what other processes send does not come here")
 
 
 def test_reload_and_burst_do_not_go_together() -> None:
