@@ -371,7 +371,7 @@ class _Compiler:
         queue = follows[0].signature.routing_key
         if len(follows) == 1 and follows[0].sealed:  # so Machinery reads it, on a callback
             follows = [_taking_nothing(follows[0])]
-        if len(follows) > 1 or not self._fits([follows[0].signature]):
+        if len(follows) > 1 or not self._fits([follows[0].signature]) or self._would_be_given_text(follows[0]):
             return self._leading(self.built_in(PASS, path, queue), follows, path)
         entry = follows[0]
         signature = entry.signature
@@ -387,6 +387,13 @@ class _Compiler:
             none = self.built_in(NONE, path, queue)
             return none.with_changes(immutable=True, on_success=(signature,))
         return signature
+
+    def _would_be_given_text(self, entry: _Entry) -> bool:
+        """Whether Go would be given by Go what it cannot read. We can, and say it again."""
+        is_given = entry.takes and not entry.signature.immutable and entry.signature.name != PASS
+        return (
+            bool(is_given) and self.is_shared and self.go.prints_results and self.go.shares(entry.signature.routing_key)
+        )
 
     # — tasks —
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from asyncqueue import arguments
+from asyncqueue import arguments, go_text
 from asyncqueue.errors import ArgumentError
+from asyncqueue.models import changed
 from asyncqueue.signature import INT64_MAX, Arg, Signature, nested
 from asyncqueue.state import TaskResult
-from asyncqueue.workflow import companion, is_companion
+from asyncqueue.workflow import COMPANION_SUFFIX, is_companion
 
 _OF_RABBITMQ = "amq."
 
@@ -19,23 +20,33 @@ class GoCompat:
     """Where Go's workers are: nowhere, on the ``queues`` that are named, or, where none is, on any.
 
     ``keeps_failed``: Go's driver of the broker knows ``StopTaskDeletionOnError``, which hurts its worker elsewhere.
+    ``prints_results``: its driver of the backend keeps results as the text that it prints of them, and gives a callback
+    this text, which no worker in Go can read as anything but a text. ``companion_suffix`` is how the names of companion
+    queues end where Go sends to them: it takes a queue's name for that in the service, letter by letter.
     """
 
     is_on: bool = False
     queues: frozenset[str] = frozenset()
     keeps_failed: bool = False
+    prints_results: bool = False
+    companion_suffix: str = COMPANION_SUFFIX
 
     def __bool__(self) -> bool:
         return self.is_on
 
     def shares(self, queue: str) -> bool:
         """Whether Go's workers may be on this queue. On a companion queue they never are."""
-        return self.is_on and not is_companion(queue) and (not self.queues or queue in self.queues)
+        return self.is_on and not self._is_companion(queue) and (not self.queues or queue in self.queues)
 
     def companion(self, queue: str, default_queue: str) -> str:
         """The queue of the built-in tasks beside ``queue``: one that Python workers consume. Of a queue of Go's they
         may not consume the companion, so there it is that of the default queue, which they all do."""
-        return companion(default_queue if self.shares(queue) else queue)
+        if self._is_companion(queue):
+            return queue
+        return (default_queue if self.shares(queue) else queue) + self.companion_suffix
+
+    def _is_companion(self, queue: str) -> bool:
+        return is_companion(queue) or queue.endswith(self.companion_suffix)
 
 
 OFF = GoCompat()
@@ -108,6 +119,22 @@ def problem_with_delay(
         "Go would run it; expected an earlier one"
     )
     return _beside_go(signature, problem, queue)
+
+
+def as_meant(signature: Signature) -> Signature:
+    """With arguments of their types where they are what Go prints of them; a text that no value is printed as stays."""
+    args = tuple(map(_as_meant, signature.args or ()))
+    return signature if args == tuple(signature.args or ()) else signature.with_changes(args=args)
+
+
+def _as_meant(arg: Arg) -> Arg:
+    is_said = arg.type == "string" or (arg.type in ("[]byte", "[]uint8") and not str(arg.value).startswith("["))
+    if is_said or not isinstance(arg.value, str):
+        return arg
+    try:
+        return changed(arg, {"value": go_text.parsed(arg.type, arg.value)})
+    except ValueError:
+        return arg
 
 
 def risk_for_go(signature: Signature, go: GoCompat, default_queue: str) -> str | None:

@@ -22,6 +22,7 @@ from asyncqueue.go_compat import GoCompat
 from asyncqueue.locks.base import Lock
 from asyncqueue.migrating import Migrating, Migration
 from asyncqueue.redact import redact_url, without_credentials
+from asyncqueue.workflow import COMPANION_SUFFIX
 
 T = TypeVar("T")
 
@@ -226,7 +227,7 @@ class Stores:
     async def apply(self, settings: Settings, changed: frozenset[str]) -> None:
         """Take up of these settings what can be taken up while the stores are open; the rest stays as it is."""
         self.settings = settings = taken_up(self.settings, settings)
-        self._rules = _rules_of(settings, self._broker_url)
+        self._rules = _rules_of(settings, self._broker_url, self._backend_url)
         for home in list(self._homes.values()):
             if home.connected is not None:
                 _retune(home.connected, settings)
@@ -242,7 +243,7 @@ class Stores:
         self._own_lock = _driver(choice.lock)
         self._broker_url, self._backend_url, self._lock_url = self._urls(choice)
         urls.check(self._broker_url, self._backend_url, self._lock_url)
-        self._rules = _rules_of(self.settings, self._broker_url)
+        self._rules = _rules_of(self.settings, self._broker_url, self._backend_url)
 
     def _urls(self, choice: Choice) -> tuple[str, str, str]:
         """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
@@ -295,9 +296,18 @@ def _driver(said: str | T | None) -> T | None:
     return None if isinstance(said, str) else said
 
 
-def _rules_of(settings: Settings, broker_url: str) -> Rules:
+def _rules_of(settings: Settings, broker_url: str, backend_url: str) -> Rules:
     limits = wire.Limits(max_bytes=settings.limits.message_bytes, max_depth=settings.limits.depth)
-    go = GoCompat(settings.go_compat, frozenset(settings.go_queues), keeps_failed=urls.is_sqs(broker_url))
+    go = GoCompat()
+    if settings.go_compat:
+        on_sqs = urls.is_sqs(broker_url)
+        go = GoCompat(
+            is_on=True,
+            queues=frozenset(settings.go_queues),
+            keeps_failed=on_sqs,
+            prints_results=urls.is_dynamodb(backend_url),
+            companion_suffix="-aq" if on_sqs else COMPANION_SUFFIX,
+        )
     return Rules(settings.default_queue, settings.worker.unknown_task_after, limits, go)
 
 

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "asyncqueue"
 
 # layer: the modules in it (a prefix ends with a dot; the longest match counts), and the layers it may import from
 LAYERS = {
-    "vocabulary": "errors names redact models signature state arguments wire rfc3339 retry schedule clock"
+    "vocabulary": "errors names redact models signature state arguments wire rfc3339 go_text retry schedule clock"
     " workflow go_compat compiling",
     # backends.waiting: lines that every backend needs, and no service has
     "contracts": "brokers.base backends.base backends.waiting locks.base migrating",

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from asyncqueue import rfc3339
-from asyncqueue.connections import go_text
+from asyncqueue import go_text, rfc3339
 from asyncqueue.connections.dynamodb import TRIES, Dynamo, Table, as_seen, change, is_free, too_many_tries
 from asyncqueue.connections.dynamodb_items import (
     EXPIRY,

@@ -42,7 +42,7 @@ from asyncqueue.engine.registry import Bound, Registered, Registry, TaskOptions
 from asyncqueue.engine.showings import Showings
 from asyncqueue.engine.watching import Watcher
 from asyncqueue.errors import ArgumentError, BadMessage, MessageTooLarge, NoBackend
-from asyncqueue.go_compat import problem_with_results
+from asyncqueue.go_compat import as_meant, problem_with_results
 from asyncqueue.signature import Plan, Signature, header
 from asyncqueue.state import TaskResult, TaskState
 from asyncqueue.workflow import (
@@ -119,6 +119,8 @@ class Execution:
             signature = wire.decode_signature(delivery.body, self._rules().limits)
         except BadMessage as exc:
             return Ran(delivery, None, Unreadable(exc.reason, str(exc), _task_id_in(delivery)))
+        if self._rules().go.prints_results:
+            signature = as_meant(signature)
         problem = name_problem(signature, delivery.queue)
         if problem:
             return _misnamed(delivery, signature, problem)

@@ -36,6 +36,9 @@ DIRECTIONS = ((PY, V1), (V1, PY), (PY, V2), (V2, PY))
 SHARED = {direction: f"shared-{'-'.join(direction)}" for direction in DIRECTIONS}
 """Where our worker works too."""
 
+FOR_GO = (*(QUEUES[version] for version in (V1, V2)), *SHARED.values(), "killed")
+"""Queues on which workers in Go are. On Pub/Sub ours look after what is put off only for those that are named."""
+
 PROGRAM = "peer-{}"
 """The base name of Go's executable, which is in the names of its locks."""
 
@@ -151,10 +154,15 @@ class Stores:
     """URL of a Redis."""
     environment: Mapping[str, str] | None = None
 
+    def broker(self, language: str, queue: str = "") -> str:
+        """The URL for who works on that queue by default, or on that of the language."""
+        url, own = self.brokers[language], f"/{QUEUES[language]}"
+        return url.replace(own, f"/{queue}") if queue and self.pair.broker == "pubsub" else url
+
     def place(self, version: str, queue: str = "") -> Place:
         """Where a peer in Go of that version works."""
         return Place(
-            self.brokers[version],
+            self.broker(version, queue),
             self.backend,
             queue or QUEUES[version],
             self.lock,
@@ -169,6 +177,7 @@ class Stores:
         return {
             "default_queue": QUEUES[PY],
             "go_compat": True,
+            "go_queues": [*FOR_GO] if self.pair.broker == "pubsub" else [],
             "program": program,
             "lock": self.lock,
             "amqp": {"binding_key": QUEUES[PY], "queue_declare_args": {"x-max-priority": MAX_PRIORITY}},

@@ -316,6 +316,8 @@ async def chorded(leg: Leg) -> None:
         *(chord(leg, LANGUAGES, callback) for callback in (leg.runner, leg.sender)),
         chord(leg, [leg.runner] * 2, leg.sender),
         chord(leg, [leg.sender] * 2, leg.runner),
+        *(chord_of_numbers(leg, leg.runner, callback) for callback in (leg.runner, leg.sender)),
+        chord_of_numbers(leg, leg.sender, leg.runner),
     )
 
 
@@ -328,6 +330,13 @@ async def chord(leg: Leg, members: Sequence[str], callback: str) -> None:
     keeps_order = leg.fleet.pair.backend in ("redis", "memcache")  # elsewhere Go takes them as they come
     expected = [WHERE[each] for each in members]
     assert (first, others if keeps_order else sorted(others)) == ("from", expected if keeps_order else sorted(expected))
+
+
+async def chord_of_numbers(leg: Leg, members: str, callback: str) -> None:
+    """They come as numbers, whatever the backend makes of them."""
+    asked, after = [call("add", 1, number, to=members) for number in (1, 2)], call("total", to=callback)
+    await leg.send(*asked, kind="chord", callback=after)
+    assert await leg.results(*asked, after, kind="chord") == [[("int64", 5)]]
 
 
 async def failing_member(leg: Leg) -> None:

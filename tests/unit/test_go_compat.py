@@ -16,7 +16,7 @@ from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.builders import chain, chord, group
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.config import Settings
-from asyncqueue.go_compat import GoCompat, problem_for_go
+from asyncqueue.go_compat import GoCompat, as_meant, problem_for_go
 from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import WATCH, tasks_in
 from tests.wire import goldens
@@ -250,6 +250,45 @@ def test_built_in_tasks_beside_queues_of_go_go_where_workers_of_ours_are() -> No
     without = server_beside(is_on=False)
     entries = without._compiled(group(total(), total()) | group(total(), total()) | total("other")).entries
     assert {each.routing_key for each in tasks_in(entries) if each.name.startswith("aq.")} == {"go.aq"}
+
+
+def server_on_aws() -> Server:
+    settings = Settings.parse({"default_queue": OURS, "go_compat": True, "go_queues": [GOS]})
+    sqs, dynamodb = "https://sqs.eu-west-1.amazonaws.com/1", "https://dynamodb.eu-west-1.amazonaws.com"
+    return Server(broker=sqs, backend=dynamodb, settings=settings)
+
+
+def test_on_sqs_go_finds_companion_queues_by_the_names_that_they_have_there() -> None:
+    """It looks for a queue by the letters of its name, and SQS has no dots."""
+    server = server_on_aws()
+    entries = server._compiled(chain(call("first"), chord([total(), total()], total(), group_timeout=9.0))).entries
+    built_in = {each.name: each.routing_key for each in tasks_in(entries) if each.name.startswith("aq.")}
+    assert built_in == dict.fromkeys(["aq.deadline", "aq.watch", "aq.pass"], "python-aq")
+    go = server.rules().go
+    assert not go.shares("python-aq")
+    assert not go.shares("python.aq")
+    assert go.companion("python-aq", OURS) == "python-aq"
+
+
+@pytest.mark.parametrize(
+    ("callback", "is_between"), [(total(), True), (total(immutable=True), False), (total(to=OURS), False)]
+)
+def test_of_what_go_keeps_as_text_a_callback_in_go_is_given_values_by_ours(
+    callback: Signature, is_between: bool
+) -> None:
+    entries = server_on_aws()._compiled(chord([total(), total()], callback)).entries
+    after = [each.chord_callback for each in entries if each.name == "total"]
+    assert {each.name for each in after if each is not None} == {"aq.pass" if is_between else "total"}
+
+
+def test_what_go_prints_of_a_value_is_that_value_again() -> None:
+    printed = [("int64", "-5"), ("float32", "1e+08"), ("bool", "true"), ("[]int8", "[1 2]"), ("[]byte", "[104 105]")]
+    args = [*printed, ("string", "[1 2]"), ("int64", 7), ("[]byte", "aGk="), ("int64", "seven"), ("[]string", ["a"])]
+    meant = as_meant(call("add", *args)).args or ()
+    said = [-5, 1e8, True, [1, 2], "aGk=", "[1 2]", 7, "aGk=", "seven", ["a"]]
+    assert [(each.type, each.value) for each in meant] == [
+        (kind, value) for (kind, _), value in zip(args, said, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("is_on", [True, False])

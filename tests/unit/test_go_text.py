@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncqueue.connections.go_text import parsed, printed
+from asyncqueue.go_text import parsed, printed
 
 # printed by Go's fmt.Sprintf("%v")
 SAID: list[tuple[str, Any, str]] = [
