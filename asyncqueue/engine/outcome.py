@@ -100,6 +100,11 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """Another copy of the message goes on. This one ends, and says nothing: the state is that of the other one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Replaced:
     """The task goes on as a workflow, which these begin; its last one has the task's own UUID, and is its end."""
 
@@ -145,7 +150,7 @@ class Lost:
     """The lease ended while the task ran: whatever came out is no longer ours to say."""
 
 
-OfTask = Succeeded | Failed | Retry | Replaced | Overdue | Unseen | Over | NotMine | Exhausted | Superseded
+OfTask = Succeeded | Failed | Retry | Replaced | Overdue | Unseen | Over | NotMine | Exhausted | Superseded | Copied
 Outcome = OfTask | NotYet | Unreadable | Cancelled | Lost
 
 
@@ -254,6 +259,8 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
             # to wait for a member is no progress: if that never ends, the entries shall
             base = Settled(delivery, Ack(), alive=family(signature) if attempt == 1 else ())
             return after_over(base, signature, error, rules, now_ns)
+        case Copied():
+            return Settled(delivery, Ack())
         case Superseded(recorded, delay):
             if recorded > attempt + 1:
                 return Settled(delivery, Ack())

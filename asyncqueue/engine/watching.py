@@ -18,7 +18,7 @@ from asyncqueue.clock import NANOSECONDS
 from asyncqueue.engine.batching import Batcher
 from asyncqueue.engine.following import policy_of
 from asyncqueue.engine.messages import Rules, message, pending
-from asyncqueue.engine.outcome import Outcome, Overdue, Retry, Succeeded, Unseen
+from asyncqueue.engine.outcome import Copied, Outcome, Overdue, Retry, Succeeded, Unseen
 from asyncqueue.engine.patience import Patience
 from asyncqueue.errors import BadMessage
 from asyncqueue.signature import Arg, Signature, header, with_headers
@@ -147,7 +147,9 @@ def _first_asked_for(watch: Signature) -> Iterable[str]:
 def _without_asking(watch: Signature, known: _States) -> Found | None:
     """What the look comes to for which the group need not be asked."""
     callback, group_id = watch.chord_callback, _group_id(watch)
-    if callback is None or not group_id or _has_begun(callback, known) or _is_second(watch, known):
+    if callback is not None and _is_second(watch, known):
+        return watch, Copied()
+    if callback is None or not group_id or _has_begun(callback, known):
         return watch, Succeeded(())
     failed = next((known[each] for each in _ahead(watch) if each in known and known[each].is_failure), None)
     if failed is None:
