@@ -125,8 +125,8 @@ async def test_what_killed_processes_held_is_taken_over_after_its_time_by_one(
 
 
 def all_hold(ledger: Ledger, holding: dict[str, Fork]) -> bool:
-    """Whether each of them has got its key."""
-    assert all(each.is_running for each in holding.values()), "a holder ended by itself"
+    """Whether each of them has got its key; on a busy machine, one may have lost it before the last has."""
+    assert {each.code for each in holding.values()} <= {None, LOST}, "a holder ended by itself"
     return ledger.counts("E").keys() == holding.keys()
 
 
