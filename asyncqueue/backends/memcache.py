@@ -194,7 +194,7 @@ class MemcacheBackend:
                     members.update(dict.fromkeys(of_group))
                     if _is_short(item, until, now):
                         ends = lasting_within(int(until - now), now)
-                        await self._link.prolong(dict.fromkeys(self._groups.counts(name, of_group), ends))
+                        first_error(await self._link.prolong(dict.fromkeys(self._groups.counts(name, of_group), ends)))
             todo = dict.fromkeys(each for each in inner if each not in known)
             known.update(todo)
         keys = [self._link.key(each) for each in members if each not in known]
@@ -204,7 +204,13 @@ class MemcacheBackend:
         """Let entries that were found last until then, and none of them shorter than it does."""
         ends = ending(until, now)
         short = [key for key, item in zip(keys, found, strict=True) if item is not None and _is_short(item, until, now)]
-        await self._link.prolong(dict.fromkeys(short, ends))
+        before = without_errors(await self._link.prolong(dict.fromkeys(short, ends)))
+        longer = {  # those were written since they were found
+            key: ending(until, now, item.left)
+            for key, item in zip(short, before, strict=True)
+            if item is not None and not _is_short(item, until, now)
+        }
+        first_error(await self._link.prolong(longer))
 
     def _follower(self, key: Key, item: Item | None, news: Sequence[TaskState], now: float) -> Write | None:
         """What is written of some states of one task, one after the other; None where none of them may follow."""

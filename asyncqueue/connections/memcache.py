@@ -242,10 +242,13 @@ class Link:
         """Entries without their data."""
         return [_item(reply) for reply in await self._ask([(key, b"mg %b c t\r\n" % key.name) for key in keys])]
 
-    async def prolong(self, ends: Mapping[Key, int]) -> None:
-        """Let entries last until then, as ``ending`` says it; no matter which of them are there."""
-        commands = [(key, b"mg %b T%d\r\n" % (key.name, moment)) for key, moment in ends.items()]
-        first_error(await self._ask(commands))
+    async def prolong(self, ends: Mapping[Key, int]) -> list[Answer[Item | None]]:
+        """Let entries last until then, as ``ending`` says it; how they were before, without their data."""
+        # the server does what the flags say in their order
+        return [
+            _item(reply)
+            for reply in await self._ask([(key, b"mg %b c t T%d\r\n" % (key.name, end)) for key, end in ends.items()])
+        ]
 
     async def drop(self, keys: Sequence[Key]) -> None:
         """Drop entries; no matter which of them are there. Those on servers that answer are gone in any case."""

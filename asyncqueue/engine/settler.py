@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -14,14 +14,21 @@ from asyncqueue.engine.events import Events, MessageBuried, StoreRefused
 from asyncqueue.engine.following import family
 from asyncqueue.engine.messages import MAX_ERROR_TEXT
 from asyncqueue.engine.patience import Patience
-from asyncqueue.engine.settlement import WholeSettlement
+from asyncqueue.engine.settlement import WholeSettlement, parts
 from asyncqueue.engine.showings import started_state
+from asyncqueue.errors import Unavailable
 from asyncqueue.signature import Signature
 from asyncqueue.state import State
 
 STARTED_AFTER = 0.02
 """A run that ends within this many seconds is not reported as STARTED: nobody could rely on seeing it. One that
 lasts twice as long is."""
+
+TAKEN_FOR_AWAY = 3
+"""How many more items have to fail alone than are settled alone, until the stores are away for the rest as well."""
+
+REPORTED_AGAIN_AFTER = 1.0
+"""How long (seconds) a start that could not be recorded waits until it is tried again: it is only news."""
 
 REPORTS_PER_EXPIRY = 3
 """How often a long run is reported anew within the time that its entry is kept, so that nobody takes it for gone."""
@@ -31,7 +38,10 @@ _Run: TypeAlias = tuple[Signature, int, int]
 
 
 class Settler:
-    """Settles what ended, one batch at a time, and tries again while the stores are away.
+    """Settles what ended, one batch at a time.
+
+    Items of a batch for which the stores are away are tried alone: of a store of several servers, one may be away that
+    the others do not need. What cannot be settled is put off and tried again, beside what ends meanwhile.
 
     ``settled`` is called with every delivery whose end is recorded. ``failed`` says what settles a delivery as a
     failure with that error, for a result that a store refuses; None where there is no such thing. STARTED is written
@@ -56,7 +66,11 @@ class Settler:
         self._settled = settled
         self._failed = failed
         self._max_batch = max_batch
+        self._room_for = 3 * max_batch  # a batch that is under way, and two behind it
         self._ended: deque[Settled] = deque()
+        self._put_off: list[Settled] = []
+        self._away: Unavailable | None = None
+        self._unsettled = 0
         self._fresh: dict[Hashable, _Run] = {}
         self._older: dict[Hashable, _Run] = {}
         self._reported: dict[Hashable, _Run] = {}
@@ -64,6 +78,7 @@ class Settler:
         self._next_round: asyncio.TimerHandle | None = None
         self._report = False
         self._wake = asyncio.Event()
+        self._is_put_off = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._room = asyncio.Event()
@@ -86,7 +101,8 @@ class Settler:
             self._settled(delivery)
             return
         self._ended.append(settled)
-        if len(self._ended) >= 2 * self._max_batch:
+        self._unsettled += 1
+        if self._unsettled >= self._room_for:
             self._room.clear()
         self._idle.clear()
         self._wake.set()
@@ -106,42 +122,78 @@ class Settler:
 
     async def run(self) -> None:
         """Settle until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._settle_put_off())
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._report:
+                    await self._report_started()
+                while self._ended:
+                    await self._settle([self._ended.popleft() for _ in range(min(len(self._ended), self._max_batch))])
+
+    async def _settle_put_off(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._report:
-                await self._report_started()
-            while self._ended:
-                await self._settle([self._ended.popleft() for _ in range(min(len(self._ended), self._max_batch))])
-                if len(self._ended) < 2 * self._max_batch:
-                    self._room.set()
-            self._idle.set()
+            await self._is_put_off.wait()
+            self._is_put_off.clear()
+            await self._patience.insist("settle tasks", self._try_put_off)
 
-    async def _settle(self, batch: list[Settled]) -> None:
+    async def _try_put_off(self) -> None:
+        """Raises ``Unavailable`` while there is something that cannot be settled."""
+        put_off, self._put_off = self._put_off, []
+        for batch in parts(put_off, self._max_batch):
+            await self._settle(batch)
+        if self._put_off and self._away is not None:
+            raise self._away
+
+    async def _settle(self, batch: Sequence[Settled]) -> None:
+        """Settle what can be settled now, and put off the rest."""
+        if len(batch) == 1:
+            await self._settle_alone(batch[0])
+            return
         try:
-            await self._patience.insist("settle tasks", lambda: self._settlement.settle(batch))
-        except Exception as exc:  # refused, or a value that cannot be written: one bad item must not stop a worker
-            await self._settle_refused(batch, exc)
-            return
-        for item in batch:
-            self._tell(item)
-            self._settled(item.delivery)
-
-    async def _settle_refused(self, batch: list[Settled], error: Exception) -> None:
-        """The store said no to a batch: find the item it is about, so that one does not hold up the others."""
-        if len(batch) > 1:
+            await self._settlement.settle(batch)
+        except Unavailable:
+            untried, failures = deque(batch), 0
+            while untried and failures < TAKEN_FOR_AWAY:
+                failures += -1 if await self._settle_alone(untried.popleft()) else 1
+            self._put_off[:0] = untried
+        except Exception:  # refused, or a value that cannot be written: one bad item must not hold up the others
             for item in batch:
-                await self._settle([item])
-            return
-        (item,) = batch
-        self._events.emit(StoreRefused("settle a task", str(error)))
-        simpler = self._simpler(item, f"{type(error).__name__}: {error}"[:MAX_ERROR_TEXT])
-        if simpler is not None:
-            await self._settle([simpler])
-            return
-        # not even the dead letter takes it: it is shown again when its lease ends, which is when this worker ends where
-        # one heartbeat holds all that a worker has
+                await self._settle_alone(item)
+        else:
+            for item in batch:
+                self._tell(item)
+                self._let_go(item)
+
+    async def _settle_alone(self, item: Settled) -> bool:
+        """Whether it is settled, or as good as a store allows; else it is put off."""
+        try:
+            await self._settlement.settle([item])
+        except Unavailable as exc:
+            self._away = exc
+            self._put_off.append(item)
+            self._is_put_off.set()
+            return False
+        except Exception as exc:  # as above: it must not stop a worker
+            self._events.emit(StoreRefused("settle a task", str(exc)))
+            simpler = self._simpler(item, f"{type(exc).__name__}: {exc}"[:MAX_ERROR_TEXT])
+            if simpler is not None:
+                return await self._settle_alone(simpler)
+            # not even the dead letter takes it: it is shown again when its lease ends, which is when this worker ends
+            # where one heartbeat holds all that a worker has
+        else:
+            self._tell(item)
+        self._let_go(item)
+        return True
+
+    def _let_go(self, item: Settled) -> None:
         self._settled(item.delivery)
+        self._unsettled -= 1
+        if self._unsettled < self._room_for:
+            self._room.set()
+        if not self._unsettled:
+            self._idle.set()
 
     def _simpler(self, item: Settled, error: str) -> Settled | None:
         """An end that the store may take where it refused this one: FAILURE that says why; then the dead letter, with
@@ -169,9 +221,14 @@ class Settler:
         states = [started_state(*run) for run in due.values()]
         families = [known for signature, _, _ in due.values() if (known := family(signature))]
         try:
-            await self._patience.insist("record STARTED", lambda: backend.put(states))
+            await backend.put(states)
             if families:  # what waits for a long run is to be there when it ends
-                await self._patience.insist("keep entries", lambda: backend.touch(families))
+                await backend.touch(families)
+        except Unavailable:  # ends are not to wait for this
+            for receipt in due.keys() & self._reported.keys():
+                self._older[receipt] = self._reported.pop(receipt)
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(REPORTED_AGAIN_AFTER, self._time_to_report)
         except Exception as exc:  # it is only news; the end of these runs is recorded all the same
             self._events.emit(StoreRefused("record STARTED", str(exc)))
 

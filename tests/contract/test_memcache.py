@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from zlib import crc32
@@ -15,7 +15,7 @@ import pytest
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.memcache import MemcacheBackend
-from asyncqueue.connections.memcache import CONNECTIONS, FOREVER
+from asyncqueue.connections.memcache import CONNECTIONS, FOREVER, Key
 from asyncqueue.connections.memcache_groups import LOCKED_FOR
 from asyncqueue.errors import BadMessage, ConfigError, EntryTooLarge, Refused, Unavailable
 from asyncqueue.state import State
@@ -127,6 +127,24 @@ class TestOfItsOwn(OnTwoServers, BackendSuite):
         await self.backend.put([state("task_a", State.SUCCESS)])
         await self.backend.touch([["task_unknown", "task_a"]])
         assert facts_of(self.url, "task_a")["t"] == FOREVER
+
+    @pytest.mark.parametrize("keep", [7_200.0, 40 * 86_400.0, 100 * 365 * 86_400.0])
+    async def test_touch_shortens_nothing_that_is_written_while_it_is_under_way(self, keep: float) -> None:
+        short, longer = await self.another_backend(20.0), await self.another_backend(keep)
+        await short.put([state("task_a", State.STARTED)])
+        prolong, written = self.backend._link.prolong, list[int]()
+
+        async def prolong_late(ends: Mapping[Key, int]) -> object:
+            if not written:
+                await longer.put([state("task_a", State.SUCCESS)])
+                written.append(facts_of(self.url, "task_a")["t"])
+            return await prolong(ends)
+
+        self.backend._link.prolong = prolong_late  # type: ignore[method-assign,assignment]  # what comes in between
+        await self.backend.touch([["task_unknown", "task_a"]])
+        (left,) = written
+        assert left == FOREVER or left > self.backend.results_expire_in + 60
+        assert facts_of(self.url, "task_a")["t"] in (left, left - 1, left + 1)
 
     async def test_who_was_counted_is_kept_with_a_group_that_is_touched(self) -> None:
         short = await self.another_backend(20.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -56,6 +57,32 @@ async def test_while_the_backend_is_away_messages_stay_unacked_and_then_all_ends
     print(f"{each_backend}: away for {seconds:g} s; then {TASKS} tasks ended, each of which ran once")
 
 
+async def test_one_memcached_that_is_away_holds_up_only_what_is_recorded_there(
+    memcache_url: str, tmp_path: Path
+) -> None:
+    broker, gate, runs = f"sqlite:///{tmp_path / 'messages.db'}", asyncio.Event(), Counter[str]()
+    async with proxied(memcache_url) as way, Bench(Stores("sqlite+memcache", broker, way.url)) as bench:
+        server = bench.server()
+
+        @server.task
+        async def work(ctx: TaskContext) -> None:
+            runs[ctx.task_id] += 1
+            await in_time(gate.wait())
+
+        async with bench.working(server, concurrency=TASKS):
+            sent = await server.send_many([work.s() for _ in range(TASKS)])
+            in_reach = [each for each in sent if crc32(each.task_id.encode()) % 2]
+            await eventually(lambda: all_run(runs))
+            await way.proxies[0].refuse()
+            gate.set()
+            await in_time(asyncio.gather(*(each.get() for each in in_reach)))
+            await eventually(lambda: are_pending(server, TASKS - len(in_reach)))
+            await way.proxies[0].accept()
+            await in_time(asyncio.gather(*(each.get() for each in sent)))
+            await eventually(lambda: is_empty(server))
+    assert runs == dict.fromkeys((each.task_id for each in sent), 1)
+
+
 @pytest.mark.parametrize("each_backend", LIMITED)
 async def test_a_result_too_big_for_the_store_fails_its_task_and_no_other(
     each_backend: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -83,7 +110,11 @@ async def all_run(runs: Counter[str]) -> bool:
 
 
 async def is_empty(server: Server) -> bool:
-    return (await depth(server)).pending == 0
+    return await are_pending(server, 0)
+
+
+async def are_pending(server: Server, count: int) -> bool:
+    return (await depth(server)).pending == count
 
 
 async def depth(server: Server) -> QueueDepth:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from asyncqueue.brokers.base import Ack, Bury, Delivery, Settled
 from asyncqueue.clock import SYSTEM_CLOCK
 from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.engine import settler as module
-from asyncqueue.engine.events import Event, Events, MessageBuried, StoreRefused
+from asyncqueue.engine.events import Event, Events, MessageBuried, StoreAway, StoreBack, StoreRefused
 from asyncqueue.engine.patience import Patience
 from asyncqueue.engine.settler import Settler
 from asyncqueue.errors import ArgumentError, Refused, Unavailable
@@ -30,13 +30,14 @@ def ended(n: int, state: State = State.SUCCESS) -> Settled:
 
 
 class Store:
-    """Takes batches; may be held up, may be away, may refuse items."""
+    """Takes batches; may be held up, may be away, also with some of its servers alone, may refuse items."""
 
     def __init__(self) -> None:
         self.batches: list[list[Settled]] = []
         self.begun = asyncio.Semaphore(0)
         self.go = asyncio.Semaphore(1_000)
         self.away = 0
+        self.out_of_reach: set[object] = set()
         self.refuses: dict[int, Exception] = {}
         self.refuses_everything_of: set[int] = set()
 
@@ -46,6 +47,8 @@ class Store:
         if self.away:
             self.away -= 1
             raise Unavailable("away")
+        if not self.out_of_reach.isdisjoint(item.delivery.receipt for item in batch):
+            raise Unavailable("one of several servers is away")
         for item in batch:
             number = item.delivery.receipt
             assert isinstance(number, int)
@@ -94,6 +97,12 @@ class Desk:
             self.settler.ended(delivery(n), ended(n))
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.001)
+
+
 async def test_what_ended_during_a_settlement_goes_into_the_next() -> None:
     desk = Desk()
     desk.store.go = asyncio.Semaphore(0)
@@ -116,6 +125,65 @@ async def test_a_store_that_is_away_is_asked_again() -> None:
         desk.end(0)
         await settler.drained()
     assert desk.settled == [0]
+
+
+async def test_an_end_that_is_kept_waiting_by_its_own_server_holds_up_no_other() -> None:
+    desk = Desk()
+    desk.store.out_of_reach = {0, 3}
+    async with desk.at_work() as settler:
+        desk.end(0)
+        await desk.store.begun.acquire()
+        desk.end(1, 2, 3)
+        await until(lambda: set(desk.settled) == {1, 2})
+        desk.end(4)
+        await until(lambda: set(desk.settled) == {1, 2, 4})
+        assert not settler.is_drained
+        desk.store.out_of_reach = set()
+        async with asyncio.timeout(20):
+            await settler.drained()
+    assert set(desk.settled) == {0, 1, 2, 3, 4}
+    assert [type(event) for event in desk.told] == [StoreAway, StoreBack]
+
+
+async def test_room_is_short_while_too_many_ends_wait_for_their_server() -> None:
+    desk = Desk(max_batch=2)
+    desk.store.out_of_reach = set(range(6))
+    async with desk.at_work() as settler:
+        desk.end(*range(6))
+        waiting = asyncio.create_task(settler.has_room())
+        desk.end(6)
+        await until(lambda: desk.settled == [6])
+        assert not waiting.done()
+        desk.store.out_of_reach = set()
+        async with asyncio.timeout(20):
+            await waiting
+            await settler.drained()
+
+
+async def test_a_run_whose_start_cannot_be_recorded_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STARTED_AFTER", 0.005)
+    monkeypatch.setattr(module, "REPORTED_AGAIN_AFTER", 0.005)
+    desk = Desk()
+    refused = asyncio.Semaphore(0)
+    put = desk.backend.put
+
+    async def away(states: Sequence[TaskState]) -> None:
+        refused.release()
+        raise Unavailable("away")
+
+    monkeypatch.setattr(desk.backend, "put", away)
+    async with desk.at_work() as settler:
+        for number in (0, 1):
+            settler.started(delivery(number), Signature(uuid=f"task_{number}", name="long"), 1)
+        async with asyncio.timeout(20):
+            await refused.acquire()
+            desk.end(0)
+            await settler.drained()
+            monkeypatch.setattr(desk.backend, "put", put)
+            while (states := await desk.backend.get(["task_0", "task_1"]))[1] is None:
+                await asyncio.sleep(0.001)
+        assert states[0] is None
+        assert states[1].state is State.STARTED
 
 
 async def test_a_lost_run_is_let_go_of_without_a_settlement() -> None:
