@@ -117,6 +117,8 @@ def group_completed(
             f"the results of its group make a message of {len(sent.body)} bytes, the limit is {rules.limits.max_bytes}"
         )
         return group_failed(group.group_uuid, callback, text, rules, now_ns)
+    # the same for all who have one member's message, and with it the claim
+    sent = replace(sent, token=f"{group.created_at:x}/{ready.uuid}/end")
     return GroupEnd(group.group_uuid, pending=(pending(ready, now_ns),), publish=(sent,))
 
 

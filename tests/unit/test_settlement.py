@@ -27,7 +27,7 @@ from asyncqueue.errors import Unavailable
 from asyncqueue.go_compat import GoCompat
 from asyncqueue.signature import Signature, with_headers
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
-from asyncqueue.testing import Faults, with_faults
+from asyncqueue.testing import Faults, ManualClock, with_faults
 from asyncqueue.wire import decode_signature, encode_signature
 from asyncqueue.workflow import ATTEMPT_HEADER, OVER, PLAN_HEADER, companion, group_id_of
 
@@ -128,6 +128,53 @@ async def test_a_member_whose_group_another_program_is_about_to_trigger_is_settl
     whole = WholeSettlement(inner, pair.backend, rules=Rules, clock=SYSTEM_CLOCK)
     await whole.settle([ended(delivery, Ack(), member=Member("group_a", "task_0"))])
     assert [verb for verb in pair.order if verb in ("finish_members", "ack")] == ["finish_members"] * 2 + ["ack"]
+
+
+async def test_two_workers_that_end_a_group_by_one_members_message_send_what_follows_once() -> None:
+    """Where the broker knows a second copy: the claim is the member's, so that both of them have it."""
+    pair = await Pair(together=False).open()
+    delivery, member = await _shown_a_member(pair)
+    clock = ManualClock()
+    end = settled(delivery, member, Succeeded(()), Rules(QUEUE), clock.now_ns())
+    assert end is not None
+    first, second = (
+        WholeSettlement(
+            OrderedSettlement(pair.broker, pair.backend), pair.backend, rules=lambda: Rules(QUEUE), clock=clock
+        )
+        for _ in range(2)
+    )
+    pair.faults.before("mark_group_sent")
+    with pytest.raises(Unavailable):  # it is held up between sending and saying so
+        await first.settle([end])
+    clock.advance(0.1)
+    await second.settle([end])
+    (sent,) = await pair.broker.fetch(QUEUE, 10, 0)
+    assert decode_signature(sent.body).name == CALLBACK.name
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_members_that_end_together_read_the_results_of_their_group_once(together: bool) -> None:
+    pair = await Pair(together=together).open()
+    members = [
+        Signature(uuid=f"task_{n}", name="m", group_uuid=GROUP, group_task_count=20, chord_callback=CALLBACK)
+        for n in range(20)
+    ]
+    await pair.backend.open_groups([GroupMeta(group_uuid=GROUP, task_uuids=tuple(each.uuid for each in members))])
+    await pair.broker.publish([Message(encode_signature(each), QUEUE, each.uuid) for each in members])
+    deliveries = await pair.broker.fetch(QUEUE, 20, 0)
+    ends = [
+        settled(delivery, member, Succeeded(()), Rules(QUEUE), SYSTEM_CLOCK.now_ns())
+        for delivery, member in zip(deliveries, members, strict=True)
+    ]
+    pair.order.clear()
+    inner = await settlement_of(pair.broker, pair.backend)
+    whole = WholeSettlement(inner, pair.backend, rules=lambda: Rules(QUEUE), clock=SYSTEM_CLOCK)
+    await whole.settle([end for end in ends if end is not None])
+    assert [pair.order.count(verb) for verb in ("get_groups", "get")] == [1, 1]
+    (sent,) = await pair.broker.fetch(QUEUE, 100, 0)
+    assert decode_signature(sent.body).name == CALLBACK.name
+    depth = await pair.broker.depth(QUEUE)
+    assert (depth.ready, depth.held) == (0, 1)
 
 
 BESIDE_GO = Rules(QUEUE, go=GoCompat(is_on=True))
