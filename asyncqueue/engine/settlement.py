@@ -267,7 +267,7 @@ class WholeSettlement:
         while unsettled:
             if any(each.progress is Progress.BUSY for each in unsettled):
                 await asyncio.sleep(BUSY_PAUSE)
-            unsettled = await self._inner.settle([await self._with_end(each) for each in unsettled])
+            unsettled = await self._inner.settle(await self._with_ends(unsettled))
         self._watched.update(new)  # not before: what failed is settled again, with its watches
         while len(self._watched) > MOST_GROUPS_KNOWN:
             self._watched.popitem(last=False)
@@ -291,15 +291,27 @@ class WholeSettlement:
             return item
         return replace(item, end=replace(item.end, ended=(*item.end.ended, concluded(item.end.group_id))))
 
-    async def _with_end(self, unsettled: Unsettled) -> Settled:
-        item = unsettled.item
-        if unsettled.progress is Progress.BUSY or item.member is None or self._backend is None:
-            return item
+    async def _with_ends(self, unsettled: Sequence[Unsettled]) -> Sequence[Settled]:
+        """Of the members that ended a group together one ends it, whose message is held until that is done: if each of
+        them did, all would read the results of all."""
+        again: list[Settled] = []
+        ending: set[str] = set()
+        for item, progress in ((each.item, each.progress) for each in unsettled):
+            if progress is Progress.BUSY or item.member is None or self._backend is None:
+                again.append(item)
+            elif item.member.group_id in ending:
+                again.append(replace(item, member=None))
+            else:
+                ending.add(item.member.group_id)
+                again.append(await self._with_end(self._backend, item, item.member.group_id))
+        return again
+
+    async def _with_end(self, backend: Backend, item: Settled, group_id: str) -> Settled:
         # who closes a group is one of many, so reading its message again costs the others nothing
         signature = decode_signature(item.delivery.body, self._rules().limits)
         if self._is_left_to_companion(item):
             return self._with_over(replace(item, member=None), signature, "")
-        end = await self._end_of(self._backend, item.member.group_id, signature)
+        end = await self._end_of(backend, group_id, signature)
         if end is None:
             again = over_again(signature, self._clock.now_ns())
             return replace(item, member=None, publish=(again,))
