@@ -39,6 +39,8 @@ MOST_YIELDED = 10_000
 ISOLATE_FROM = 3
 """From this showing on a message runs alone: whatever killed its workers shall take nobody else along."""
 
+_PAUSE_FOR_EACH = 0.001
+_PAUSE_FOR_FETCH = 2.0
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.25
 _REFUSED_PAUSE = 2.0
@@ -209,6 +211,7 @@ class Consumer:
 
     async def _feed(self, queue: str) -> None:
         poll = _FIRST_POLL
+        for_others = 0.0
         slots = self._slots_of(queue)
         alone = slots is self._companion_slots or len(self._queues) == 1
         while not self._stopping.is_set():
@@ -216,8 +219,9 @@ class Consumer:
                 continue
             await self._settler.has_room()
             if strangers := self._strangers.get(queue):
-                await self._pause(min(_LAST_POLL, _FIRST_POLL * strangers))
+                await self._pause(min(for_others, _FIRST_POLL * strangers))
             taken = await slots.take(self._max_batch)
+            began = self._clock.monotonic()
             got = await self._fetch(queue, taken, WAIT if alone else 0.0)
             if not got and not alone:
                 slots.give(taken)
@@ -228,6 +232,7 @@ class Consumer:
                     await self._pause(poll)
                     poll = min(_LAST_POLL, poll * 2)
                     continue
+            for_others = _left_to_others(len(got), taken, self._clock.monotonic() - began)
             slots.give(taken - len(got))
             if got:
                 poll = _FIRST_POLL
@@ -445,6 +450,15 @@ class Consumer:
 def slots_for(concurrency: int, prefetch: int) -> Slots:
     """Slots for a concurrency: 0 is unlimited, which still means a bound (``prefetch``) that memory can stand."""
     return Slots(concurrency if concurrency > 0 else prefetch)
+
+
+def _left_to_others(got: int, asked: int, took: float) -> float:
+    """How long (seconds) a queue is left to others after a fetch that brought nothing that is known here.
+
+    What is known may lie behind a fetch that came back full: then it is for as long as lets others have most of what
+    there is, and keeps the service and us idle for most of the time. Else there was no more to see.
+    """
+    return min(_LAST_POLL, _PAUSE_FOR_EACH * got + _PAUSE_FOR_FETCH * took) if got == asked else _LAST_POLL
 
 
 def _tell_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:

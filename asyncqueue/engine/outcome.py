@@ -38,6 +38,8 @@ UNKNOWN_TIMES_HEADER = "aq-unknown-times"
 
 _FIRST_UNKNOWN_DELAY = 0.05
 _LAST_UNKNOWN_DELAY = 5.0
+_UNKNOWN_DELAY = 0.25
+"""As a part of how long nobody has known it yet: who comes to know it, or gets round to it, need not wait for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,13 +297,13 @@ def _again(signature: Signature, attempt: int, delay: float, counts: bool, now_n
 def _given_back(delivery: Delivery, signature: Signature, rules: Rules, now_ns: int) -> Settled:
     if signature.ignore_when_task_not_registered:
         return Settled(delivery, Ack())
-    since = _number(header(signature, UNKNOWN_SINCE_HEADER)) or now_ns
+    since = min(_number(header(signature, UNKNOWN_SINCE_HEADER)) or now_ns, now_ns)  # clocks differ
     times = _number(header(signature, UNKNOWN_TIMES_HEADER))
     age = (now_ns - since) / NANOSECONDS
     if age >= rules.unknown_task_after:
         error = f"task {signature.name!r} was registered on no worker of this queue for {age:.0f} s"
         return _failed(delivery, signature, error, Bury("unknown_task", error), rules, now_ns)
-    delay = min(_LAST_UNKNOWN_DELAY, _FIRST_UNKNOWN_DELAY * 2 ** min(times, 10))
+    delay = min(_LAST_UNKNOWN_DELAY, max(_FIRST_UNKNOWN_DELAY, _UNKNOWN_DELAY * age))
     back = with_headers(
         signature.with_changes(eta=now_ns + int(delay * NANOSECONDS), routing_key=delivery.queue),
         {UNKNOWN_SINCE_HEADER: str(since), UNKNOWN_TIMES_HEADER: str(times + 1), CHECK_HEADER: "1"},

@@ -503,6 +503,19 @@ async def test_who_is_shown_unknown_tasks_only_leaves_them_to_those_who_know_the
     assert sum(given_back) < len(results) / 2
 
 
+async def test_a_known_task_behind_many_unknown_ones_does_not_wait_for_each_of_them(
+    one_store: Stores, bench: Bench
+) -> None:
+    server = bench.server()
+    add = adding(server)
+    await server.send_many([Signature(name="nobody") for _ in range(400)])
+    sent = await add.send(1, 2)
+    began = time.monotonic()
+    async with bench.working(server, concurrency=1):
+        assert await in_time(sent.get()) == 3
+    print(f"{one_store.kind}: known behind 400 unknown ones after {time.monotonic() - began:.1f} s")
+
+
 async def test_an_unknown_task_is_buried_when_it_is_too_old(stores: Stores, bench: Bench) -> None:
     server = bench.server(worker={"unknown_task_after": 0.2})
     told: list[str] = []

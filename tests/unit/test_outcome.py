@@ -253,18 +253,26 @@ def test_a_lost_run_changes_nothing_and_a_cancelled_one_goes_back() -> None:
 def test_an_unknown_task_is_given_back_after_growing_waits_up_to_five_seconds() -> None:
     sent, now = signature(), NOW
     waits: list[float] = []
-    for _ in range(10):
+    for _ in range(40):
         item = settle(NotMine(), sent, now=now)
         assert (item.verdict, item.state) == (Ack(), None)
         (sent,) = published(item)
         assert sent.eta is not None
         waits.append((sent.eta - now) / NANOSECONDS)
         now = sent.eta
-    assert waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    ages = [sum(waits[:count]) for count in range(len(waits))]
+    assert waits == pytest.approx([min(5.0, max(0.05, age / 4)) for age in ages])
+    assert (waits[0], waits[-1]) == (0.05, 5.0)
     assert sent.headers is not None
     assert sent.headers["aq-unknown-since"] == str(NOW)
     assert sent.headers["aq-check"] == "1"  # a copy of it may have been published twice
     assert attempt_of(sent) == 1
+
+
+def test_a_clock_that_is_ahead_does_not_bring_an_unknown_task_back_ever_again_at_once() -> None:
+    first = settle(NotMine(), signature(), now=NOW + 3600 * NANOSECONDS)
+    second = settle(NotMine(), published(first)[0], now=NOW)
+    assert (published(second)[0].headers or {})["aq-unknown-since"] == str(NOW)
 
 
 def test_an_unknown_task_is_buried_by_age_and_not_by_tries() -> None:
