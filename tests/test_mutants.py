@@ -1253,6 +1253,14 @@ class AdditionsOverwriteEachOther(MemoryBackend):
         return group is not None
 
 
+@noticed_by(GroupContract.test_a_group_that_was_added_to_is_touched_as_though_it_were_not)
+class AdditionsKeepTheirGroup(MemoryBackend):
+    async def add_members(self, group_id: str, task_ids: Sequence[str]) -> bool:
+        now = self._now()
+        self._store.groups.prolong([group_id], now + self.results_expire_in, now)
+        return await super().add_members(group_id, task_ids)
+
+
 @noticed_by(GroupContract.test_a_claim_is_one_owners)
 class ClaimsAreEverybodys(MemoryBackend):
     async def claim_group(self, group_id: str, owner: str, ttl: float) -> GroupClaim:
