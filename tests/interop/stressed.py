@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asyncqueue import Server, Worker
+from asyncqueue import Server, Unavailable, Worker
 from asyncqueue.config import Settings
 from tests.interop.tasks import server_with_tasks
+from tests.path.bench import eventually
 from tests.path.ledger import Ledger
 from tests.path.workers import CRASHED, crash_before_write
 
@@ -24,7 +26,14 @@ def run(asked: dict[str, Any]) -> int:
     if asked.get("crash_after_claim"):
         _crash_after_claim(server)
 
+    async def connected() -> bool:
+        with suppress(Unavailable):  # whoever supervises a worker would start it again
+            await server.connected()
+            return True
+        return False
+
     async def work() -> int:
+        await eventually(connected)
         async with server:
             return await Worker(server).run()
 
