@@ -11,13 +11,14 @@ from typing import Any
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
-from asyncqueue.connections import dynamodb_groups, dynamodb_states, dynamodb_tables
+from asyncqueue.connections import dynamodb_groups, dynamodb_states
 from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT
-from asyncqueue.connections.dynamodb import Dynamo, Table
+from asyncqueue.connections.dynamodb import Table
 from asyncqueue.connections.dynamodb_families import Families
 from asyncqueue.connections.dynamodb_groups import Groups
 from asyncqueue.connections.dynamodb_plans import Plans
 from asyncqueue.connections.dynamodb_states import States
+from asyncqueue.connections.dynamodb_tables import OnTables
 from asyncqueue.connections.dynamodb_tallies import Tallies, key_of
 from asyncqueue.connections.sending import all_of
 from asyncqueue.errors import Unavailable
@@ -29,7 +30,7 @@ LOOK = 0.05, 1.0
 has its price."""
 
 
-class DynamoBackend:
+class DynamoBackend(OnTables):
     """States, groups and plans on Amazon DynamoDB, or on what speaks like it; see ``Backend``.
 
     ``url`` is ``https://dynamodb.<region>.amazonaws.com``; see ``connections.aws.parse_url`` for other endpoints.
@@ -52,22 +53,19 @@ class DynamoBackend:
         client: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._dynamo = Dynamo(url, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client)
-        self.results_expire_in = results_expire_in
-        self._clock = clock
         tasks = Table(task_states_table, dynamodb_states.KEY)
         groups = Table(group_metas_table, dynamodb_groups.KEY)
-        self._tables = tasks, groups
+        super().__init__(
+            url, tasks, groups, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client
+        )
+        self.results_expire_in = results_expire_in
+        self._clock = clock
         self._states = States(self._dynamo, tasks)
         self._tallies = Tallies(self._dynamo, groups, self._states.ended)
         self._groups = Groups(self._dynamo, groups, self._tallies)
         self._plans = Plans(self._dynamo, groups)
         self._families = Families(self._dynamo, tasks, groups, self._tallies, self._plans)
         self._waiters: Waiters | None = None
-
-    @property
-    def address(self) -> str:
-        return self._dynamo.address
 
     async def open(self) -> None:
         await self._dynamo.open(self._tables)
@@ -80,12 +78,6 @@ class DynamoBackend:
         if waiters is not None:
             await waiters.close()
         await self._dynamo.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await dynamodb_tables.missing(self._dynamo, self._tables)
-
-    async def migrate(self) -> Sequence[str]:
-        return await dynamodb_tables.migrate(self._dynamo, self._tables)
 
     async def identity(self) -> Hashable:
         return ("dynamodb", *self._dynamo.place, *(table.name for table in self._tables))

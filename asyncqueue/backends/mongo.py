@@ -15,7 +15,7 @@ from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.keeping import LEAST_GAIN, kept_until
-from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url
+from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document
 from asyncqueue.connections.mongo_documents import (
     ENTRY_END,
     FINAL,
@@ -29,7 +29,7 @@ from asyncqueue.connections.mongo_documents import (
     state_in,
 )
 from asyncqueue.connections.mongo_groups import MEMBERS, MongoGroups
-from asyncqueue.connections.mongo_indexes import Index, Indexes, Useless
+from asyncqueue.connections.mongo_indexes import Index, Indexes, OnMongo, Useless
 from asyncqueue.connections.mongo_stream import POLLED, Stream
 from asyncqueue.connections.sending import all_of
 from asyncqueue.errors import Unavailable
@@ -40,7 +40,7 @@ PLANS = "aq_plans"
 """The collection of plans."""
 
 
-class MongoBackend:
+class MongoBackend(OnMongo):
     """States on MongoDB.
 
     See ``asyncqueue.backends.base`` for what each verb promises. ``url`` is ``mongodb://…`` or ``mongodb+srv://…``;
@@ -62,19 +62,15 @@ class MongoBackend:
         reply_timeout: float = REPLY_TIMEOUT,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._link = MongoLink(parse_url(url, database), client=client, reply_timeout=reply_timeout)
+        indexes = _indexes(tasks_collection, group_metas_collection)
+        super().__init__(url, database, client=client, reply_timeout=reply_timeout, indexes=indexes)
         self._tasks = tasks_collection
         self._group_metas = group_metas_collection
         self._groups = MongoGroups(self._link, tasks_collection, group_metas_collection, clock)
-        self._indexes = _indexes(tasks_collection, group_metas_collection)
         self._clock = clock
         self.results_expire_in = results_expire_in
         self._waiters: Waiters | None = None
         self._stream: Stream | None = None
-
-    @property
-    def address(self) -> str:
-        return str(self._link.address)
 
     @property
     def database(self) -> str:
@@ -84,12 +80,7 @@ class MongoBackend:
     async def open(self) -> None:
         if self._stream is not None:
             return
-        await self._link.open()
-        try:
-            await self._indexes.ensure(self._link)
-        except BaseException:
-            await self._link.close()
-            raise
+        await self._reach()
         shortest, longest = POLLED
         self._waiters = Waiters(self.get, shortest=shortest, longest=longest)
         self._stream = Stream(self._link, self._tasks, self._waiters)
@@ -107,12 +98,6 @@ class MongoBackend:
         said = await self._link.hello()
         place = (said.get("setName"), *sorted(said["hosts"])) if said.get("hosts") else self._link.address.hosts
         return ("mongodb", place, self._link.address.database, self._tasks)
-
-    async def missing(self) -> Sequence[str]:
-        return await self._indexes.missing(self._link)
-
-    async def migrate(self) -> Sequence[str]:
-        return await self._indexes.migrate(self._link)
 
     async def begin(self, states: Sequence[TaskState]) -> None:
         now = self._now()

@@ -7,7 +7,7 @@ another one when they are written, by whomever. Where a server does not do that,
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Hashable, Sequence
-from typing import Any, Unpack, cast
+from typing import Unpack
 
 from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.waiting import Waiters
@@ -21,7 +21,7 @@ from asyncqueue.connections.redis import (
     read_scripts,
     tombstone,
 )
-from asyncqueue.connections.redis_link import link_to, reconnect
+from asyncqueue.connections.redis_link import OnRedis
 from asyncqueue.connections.redis_spread import SpreadGroups
 from asyncqueue.connections.redis_tracking import POLLED, Tracking
 from asyncqueue.errors import Unavailable
@@ -41,7 +41,7 @@ from asyncqueue.wire import (
 _SCRIPTS = read_scripts("connections/redis_states.lua", "connections/redis_groups.lua", "backends/redis.lua")
 
 
-class RedisBackend:
+class RedisBackend(OnRedis):
     """States on Redis: a server, a master that sentinels watch, or a cluster.
 
     See ``asyncqueue.backends.base`` for what each verb promises. ``url`` and ``options`` as for the broker.
@@ -57,18 +57,11 @@ class RedisBackend:
         max_connections: int = MAX_CONNECTIONS,
         **options: Unpack[Options],
     ) -> None:
-        self._link = link_to(url, options, max_connections=max_connections)
+        super().__init__(url, options, max_connections=max_connections)
         self._spread = SpreadGroups(self._link, _SCRIPTS["claim"]) if self._link.is_spread else None
         self.results_expire_in = results_expire_in
         self._waiters: Waiters | None = None
         self._tracking: Tracking | None = None
-
-    @property
-    def address(self) -> str:
-        return self._link.address
-
-    def connect_with(self, url: str, **options: Any) -> None:
-        reconnect(self._link, url, cast(Options, options))
 
     async def open(self) -> None:
         await self._link.open()

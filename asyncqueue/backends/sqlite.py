@@ -12,7 +12,7 @@ from asyncqueue.connections import sqlite_entries as entries
 from asyncqueue.connections import sqlite_groups as groups_table
 from asyncqueue.connections import sqlite_plans as plans_table
 from asyncqueue.connections import sqlite_states as states_table
-from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Database, as_table
+from asyncqueue.connections.sqlite import BUSY_TIMEOUT, OnFile, as_table
 from asyncqueue.errors import Unavailable
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, TaskState
@@ -22,7 +22,7 @@ LOOK = 0.002, 0.050
 """First and longest pause (seconds) between looks of waiters: SQLite tells nobody of a commit, one has to ask."""
 
 
-class SqliteBackend:
+class SqliteBackend(OnFile):
     """States, groups and plans in one file; see ``Backend``.
 
     ``path`` may be a ``sqlite:///`` URL. ``results_expire_in`` is how long (seconds) an entry is kept after its last
@@ -37,15 +37,11 @@ class SqliteBackend:
         clock: Clock = SYSTEM_CLOCK,
         busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
-        self._database = Database(path, busy_timeout=busy_timeout)
+        super().__init__(path, busy_timeout=busy_timeout)
         self.results_expire_in = results_expire_in
         self._clock = clock
         self._waiters: Waiters | None = None
         self._seen = 0
-
-    @property
-    def address(self) -> str:
-        return self._database.path
 
     async def open(self) -> None:
         await self._database.open()
@@ -58,12 +54,6 @@ class SqliteBackend:
         if waiters is not None:
             await waiters.close()
         await self._database.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await self._database.missing()
-
-    async def migrate(self) -> Sequence[str]:
-        return await self._database.migrate()
 
     async def identity(self) -> Hashable:
         return self._database.identity()

@@ -23,16 +23,15 @@ from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
 from asyncqueue.connections.envelope import Envelope
 from asyncqueue.connections.pubsub import (
     REPLY_TIMEOUT,
-    Missing,
     Post,
     PubSubLink,
     Received,
-    SaidNo,
     Subscription,
     is_name,
     parse_url,
 )
 from asyncqueue.connections.pubsub_holding import Held, Holding, Receipt
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.connections.sending import Sent, all_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 

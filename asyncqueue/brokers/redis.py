@@ -51,7 +51,7 @@ from asyncqueue.connections.redis import (
     read_scripts,
     tombstone,
 )
-from asyncqueue.connections.redis_link import link_to, reconnect
+from asyncqueue.connections.redis_link import OnRedis
 from asyncqueue.errors import AsyncQueueError, Refused, Unavailable
 from asyncqueue.rfc3339 import ZERO
 from asyncqueue.signature import Plan
@@ -121,7 +121,7 @@ class _Worker:
     channel: Channel | None = None
 
 
-class RedisBroker:
+class RedisBroker(OnRedis):
     """A broker on Redis: a server, a master that sentinels watch, or a cluster.
 
     See ``asyncqueue.brokers.base`` for what each verb promises.
@@ -159,7 +159,7 @@ class RedisBroker:
             "clock": clock,
             **options,
         }
-        self._link = link_to(url, options, max_connections=max_connections, slow=lease / 2)
+        super().__init__(url, options, max_connections=max_connections, slow=lease / 2)
         self._lease = lease
         self._lease_ms = round(lease * 1000)
         self._delayed_key = delayed_tasks_key
@@ -179,10 +179,6 @@ class RedisBroker:
         return Capabilities(
             lease=self._lease, max_delay=float("inf"), max_batch=MAX_BATCH, ordered=True, counts_deliveries=True
         )
-
-    @property
-    def address(self) -> str:
-        return self._link.address
 
     async def open(self) -> None:
         facts = await self._link.open()
@@ -217,7 +213,7 @@ class RedisBroker:
         return twin
 
     def connect_with(self, url: str, **options: Any) -> None:
-        reconnect(self._link, url, cast(Options, options))
+        super().connect_with(url, **options)
         self._arguments |= {"url": url, **options}
 
     async def identity(self) -> Hashable:

@@ -29,7 +29,7 @@ from asyncqueue.connections import sqlite_groups as groups_table
 from asyncqueue.connections import sqlite_messages as messages_table
 from asyncqueue.connections import sqlite_plans as plans_table
 from asyncqueue.connections import sqlite_states as states_table
-from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, Database
+from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, OnFile
 from asyncqueue.signature import Plan
 from asyncqueue.state import GroupMeta, TaskState
 
@@ -43,7 +43,7 @@ CLOCK_LOOK = 0.25
 and a machine that was suspended does not notice how long it slept."""
 
 
-class SqliteBroker:
+class SqliteBroker(OnFile):
     """Queues in one file, which may hold the states of a ``SqliteBackend`` too; see ``Broker``, ``Tended``,
     ``Inspector`` and ``JointStore``.
 
@@ -59,7 +59,7 @@ class SqliteBroker:
         clock: Clock = SYSTEM_CLOCK,
         busy_timeout: float = BUSY_TIMEOUT,
     ) -> None:
-        self._database = Database(path, busy_timeout=busy_timeout)
+        super().__init__(path, busy_timeout=busy_timeout)
         self._lease = lease
         self._clock = clock
         self._mine: dict[Hashable, Delivery] = {}
@@ -75,10 +75,6 @@ class SqliteBroker:
             priorities=True,
         )
 
-    @property
-    def address(self) -> str:
-        return self._database.path
-
     async def open(self) -> None:
         await self._database.open()
 
@@ -88,12 +84,6 @@ class SqliteBroker:
                 await self.nack(list(self._mine.values()))
         finally:
             await self._database.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await self._database.missing()
-
-    async def migrate(self) -> Sequence[str]:
-        return await self._database.migrate()
 
     def twin(self) -> Self:
         return type(self)(

@@ -24,13 +24,12 @@ from asyncqueue.connections.aws import (
     CONNECT_TIMEOUT,
     REPLY_TIMEOUT,
     AwsLink,
-    Missing,
     Reply,
-    SaidNo,
     is_passing,
     parse_url,
 )
 from asyncqueue.connections.envelope import ATTEMPT, BASE64, BURIED_AT, ERROR, NAMES, Envelope, body_of, count, text_of
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.connections.sending import Sent, all_of
 from asyncqueue.errors import AsyncQueueError, MessageTooLarge, Refused, Unavailable
 from asyncqueue.workflow import COMPANION_SUFFIX

@@ -21,6 +21,7 @@ from botocore import exceptions as aws_errors
 from botocore.loaders import Loader, create_loader
 from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
 
@@ -35,18 +36,6 @@ MAX_CONNECTIONS = 100
 
 Reply = Mapping[str, Any]
 """What the service answers, as its library reads it."""
-
-
-class SaidNo(Refused):
-    """The service refused a call; ``code`` is its own word for why."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Missing(SaidNo):
-    """What a call is about does not exist."""
 
 
 # ---------------------------------------------------------------------------------------------------- where

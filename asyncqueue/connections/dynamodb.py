@@ -14,8 +14,9 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Missing, Reply, SaidNo, parse_url
+from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT, AwsLink, Reply, parse_url
 from asyncqueue.connections.dynamodb_items import EXPIRY, Item, Value, size_of
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.connections.sending import all_of, portions
 from asyncqueue.errors import EntryTooLarge, Unavailable
 

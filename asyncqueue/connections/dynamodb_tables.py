@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
-from asyncqueue.connections.aws import Missing, SaidNo
 from asyncqueue.connections.dynamodb import Dynamo, Table
 from asyncqueue.connections.dynamodb_items import EXPIRY
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.connections.sending import all_of
 from asyncqueue.errors import Refused, Unavailable
 
@@ -18,23 +19,30 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _BEING_MADE = "ResourceInUseException"
 
 
-async def missing(dynamo: Dynamo, tables: Sequence[Table]) -> list[str]:
-    """What is missing of these tables, a line for each thing."""
-    return await _of_each(dynamo, tables, make=False)
+class OnTables:
+    """A backend or lock in tables of DynamoDB: ``Migrating``, which waits until they can be used, and somewhere."""
 
+    def __init__(self, url: str, *tables: Table, connect_timeout: float, reply_timeout: float, client: Any) -> None:
+        self._dynamo = Dynamo(url, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client)
+        self._tables = tables
 
-async def migrate(dynamo: Dynamo, tables: Sequence[Table]) -> list[str]:
-    """Make what is missing of these tables, and wait until they can be used; a line for each thing that was made."""
-    return await _of_each(dynamo, tables, make=True)
+    @property
+    def address(self) -> str:
+        return self._dynamo.address
 
+    async def missing(self) -> Sequence[str]:
+        return await self._lacking(make=False)
 
-async def _of_each(dynamo: Dynamo, tables: Sequence[Table], *, make: bool) -> list[str]:
-    link = dynamo.twin()  # which need not be open, and is not closed under anybody's hands
-    try:
-        found = await all_of(_of(link, table, make=make) for table in tables)
-    finally:
-        await link.close()
-    return [line for line in found if line]
+    async def migrate(self) -> Sequence[str]:
+        return await self._lacking(make=True)
+
+    async def _lacking(self, *, make: bool) -> Sequence[str]:
+        link = self._dynamo.twin()  # which need not be open, and is not closed under anybody's hands
+        try:
+            found = await all_of(_of(link, table, make=make) for table in self._tables)
+        finally:
+            await link.close()
+        return [line for line in found if line]
 
 
 async def _of(dynamo: Dynamo, table: Table, *, make: bool) -> str:

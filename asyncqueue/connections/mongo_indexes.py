@@ -12,7 +12,7 @@ from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
-from asyncqueue.connections.mongo import Document, MongoLink
+from asyncqueue.connections.mongo import Document, MongoLink, parse_url
 from asyncqueue.connections.sending import all_of
 
 
@@ -109,6 +109,33 @@ class Indexes:
 
     def _dropped(self, found: dict[str, list[Document]]) -> list[tuple[Useless, Document]]:
         return [(each, other) for each in self.useless for other in found[each.collection] if each.is_found_in(other)]
+
+
+class OnMongo:
+    """A backend or lock on MongoDB: ``Migrating``, and somewhere; ``indexes`` are those that it needs."""
+
+    def __init__(self, url: str, database: str, *, client: Any, reply_timeout: float, indexes: Indexes) -> None:
+        self._link = MongoLink(parse_url(url, database), client=client, reply_timeout=reply_timeout)
+        self._indexes = indexes
+
+    @property
+    def address(self) -> str:
+        return str(self._link.address)
+
+    async def missing(self) -> Sequence[str]:
+        return await self._indexes.missing(self._link)
+
+    async def migrate(self) -> Sequence[str]:
+        return await self._indexes.migrate(self._link)
+
+    async def _reach(self) -> None:
+        """Open the link, and have the indexes."""
+        await self._link.open()
+        try:
+            await self._indexes.ensure(self._link)
+        except BaseException:
+            await self._link.close()
+            raise
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from google.pubsub_v1.services.subscriber.transports.grpc_asyncio import Subscri
 from grpc import RpcError, StatusCode
 from grpc.aio import Channel, UsageError, insecure_channel
 
+from asyncqueue.connections.refusals import Missing, SaidNo
 from asyncqueue.errors import AsyncQueueError, ConfigError, Refused, Unavailable
 from asyncqueue.redact import redact_url
 
@@ -38,18 +39,6 @@ MAX_ACK_BYTES = 400_000
 """The most bytes of ack ids in one request: the service takes 524,288 with all that is around them."""
 
 T = TypeVar("T")
-
-
-class SaidNo(Refused):
-    """The service refused a call; ``code`` is its own word for why."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Missing(SaidNo):
-    """What a call is about does not exist."""
 
 
 # ---------------------------------------------------------------------------------------------------- where

@@ -111,6 +111,23 @@ def insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...
         start += count
 
 
+class OnFile:
+    """A broker, backend or lock in a SQLite file: ``Migrating``, and somewhere."""
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float) -> None:
+        self._database = Database(path, busy_timeout=busy_timeout)
+
+    @property
+    def address(self) -> str:
+        return self._database.path
+
+    async def missing(self) -> Sequence[str]:
+        return await self._database.missing()
+
+    async def migrate(self) -> Sequence[str]:
+        return await self._database.migrate()
+
+
 class Database:
     """One file and the thread that all its statements run on. Belongs to one event loop and one process.
 

@@ -13,10 +13,10 @@ from secrets import token_hex
 from typing import Any
 
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
-from asyncqueue.connections import dynamodb_tables
 from asyncqueue.connections.aws import CONNECT_TIMEOUT, REPLY_TIMEOUT
-from asyncqueue.connections.dynamodb import TRIES, Dynamo, Table, as_seen, change, too_many_tries
+from asyncqueue.connections.dynamodb import TRIES, Table, as_seen, change, too_many_tries
 from asyncqueue.connections.dynamodb_items import EXPIRY, Item, Value, number, number_in, text, text_in
+from asyncqueue.connections.dynamodb_tables import OnTables
 from asyncqueue.errors import Unavailable
 from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
@@ -29,7 +29,7 @@ SWEPT_AFTER = 3600.0
 _HOLDS = "#Token = :token AND #EndsAt > :now"
 
 
-class DynamoLock:
+class DynamoLock(OnTables):
     """Locks in a table of DynamoDB; see ``Lock``.
 
     ``url`` and ``client`` as for the backend. ``clock`` must agree with those of others, by less than the time to live
@@ -47,14 +47,10 @@ class DynamoLock:
         client: Any = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._dynamo = Dynamo(url, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client)
         self._table = Table(table, KEY)
+        super().__init__(url, self._table, connect_timeout=connect_timeout, reply_timeout=reply_timeout, client=client)
         self._clock = clock
         self._is_open = False
-
-    @property
-    def address(self) -> str:
-        return self._dynamo.address
 
     async def open(self) -> None:
         await self._dynamo.open([self._table])
@@ -63,12 +59,6 @@ class DynamoLock:
     async def close(self) -> None:
         self._is_open = False
         await self._dynamo.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await dynamodb_tables.missing(self._dynamo, [self._table])
-
-    async def migrate(self) -> Sequence[str]:
-        return await dynamodb_tables.migrate(self._dynamo, [self._table])
 
     async def acquire(self, key: str, ttl: float) -> str | None:
         now, token = self._now(), token_hex(16)

@@ -10,12 +10,12 @@ from typing import Any
 from bson import Int64
 
 from asyncqueue.clock import NANOSECONDS
-from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document, MongoLink, parse_url
-from asyncqueue.connections.mongo_indexes import Index, Indexes
+from asyncqueue.connections.mongo import REPLY_TIMEOUT, Document
+from asyncqueue.connections.mongo_indexes import Index, Indexes, OnMongo
 from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 
-class MongoLock:
+class MongoLock(OnMongo):
     """Named leases in the collection ``collection``; the server's clock ends them.
 
     ``url``, ``database``, ``client`` and ``reply_timeout`` as for the backend.
@@ -30,35 +30,20 @@ class MongoLock:
         client: Any = None,
         reply_timeout: float = REPLY_TIMEOUT,
     ) -> None:
-        self._link = MongoLink(parse_url(url, database), client=client, reply_timeout=reply_timeout)
+        indexes = Indexes((Index(collection, ("ends_at",), ends=True),))
+        super().__init__(url, database, client=client, reply_timeout=reply_timeout, indexes=indexes)
         self._collection = collection
-        self._indexes = Indexes((Index(collection, ("ends_at",), ends=True),))
         self._is_ready = False
-
-    @property
-    def address(self) -> str:
-        return str(self._link.address)
 
     async def open(self) -> None:
         if self._is_ready:
             return
-        await self._link.open()
-        try:
-            await self._indexes.ensure(self._link)
-        except BaseException:
-            await self._link.close()
-            raise
+        await self._reach()
         self._is_ready = True
 
     async def close(self) -> None:
         self._is_ready = False
         await self._link.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await self._indexes.missing(self._link)
-
-    async def migrate(self) -> Sequence[str]:
-        return await self._indexes.migrate(self._link)
 
     async def acquire(self, key: str, ttl: float) -> str | None:
         token = secrets.token_hex(16)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, Unpack, cast
+from typing import Unpack
 
 from asyncqueue.clock import NANOSECONDS
 from asyncqueue.connections.redis import Options, companion_prefix, read_scripts
-from asyncqueue.connections.redis_link import link_to, reconnect
+from asyncqueue.connections.redis_link import OnRedis
 from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 _SCRIPTS = read_scripts("locks/redis.lua")
 
 
-class RedisLock:
+class RedisLock(OnRedis):
     """Named leases as keys of the same names; the server's clock ends them. ``url`` and
     ``options`` as for the broker.
 
@@ -22,14 +22,7 @@ class RedisLock:
     """
 
     def __init__(self, url: str, **options: Unpack[Options]) -> None:
-        self._link = link_to(url, options, max_connections=2)
-
-    @property
-    def address(self) -> str:
-        return self._link.address
-
-    def connect_with(self, url: str, **options: Any) -> None:
-        reconnect(self._link, url, cast(Options, options))
+        super().__init__(url, options, max_connections=2)
 
     async def open(self) -> None:
         await self._link.open()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock
-from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, Database
+from asyncqueue.connections.sqlite import BUSY_TIMEOUT, Connection, OnFile
 from asyncqueue.locks.base import OWED_FOR, Claim, LastTurn, Turn
 
 _ACQUIRE = """
@@ -26,7 +26,7 @@ _FOR_EVER = 1e11
 """Unix seconds at which what is never swept would end."""
 
 
-class SqliteLock:
+class SqliteLock(OnFile):
     """Locks in one file; see ``Lock``.
 
     ``path`` may be a ``sqlite:///`` URL. ``busy_timeout`` is how long (seconds) a call waits for other writers before
@@ -36,24 +36,14 @@ class SqliteLock:
     def __init__(
         self, path: str | os.PathLike[str], *, clock: Clock = SYSTEM_CLOCK, busy_timeout: float = BUSY_TIMEOUT
     ) -> None:
-        self._database = Database(path, busy_timeout=busy_timeout)
+        super().__init__(path, busy_timeout=busy_timeout)
         self._clock = clock
-
-    @property
-    def address(self) -> str:
-        return self._database.path
 
     async def open(self) -> None:
         await self._database.open()
 
     async def close(self) -> None:
         await self._database.close()
-
-    async def missing(self) -> Sequence[str]:
-        return await self._database.missing()
-
-    async def migrate(self) -> Sequence[str]:
-        return await self._database.migrate()
 
     async def acquire(self, key: str, ttl: float) -> str | None:
         token, now = token_hex(16), self._now()

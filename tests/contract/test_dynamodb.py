@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from asyncqueue.backends.base import Backend, GroupClaim, Member, Progress
 from asyncqueue.backends.dynamodb import DynamoBackend
 from asyncqueue.clock import Clock
-from asyncqueue.connections.aws import Missing, Reply, parse_url
+from asyncqueue.connections.aws import Reply, parse_url
 from asyncqueue.connections.dynamodb import Table, change
 from asyncqueue.connections.dynamodb_groups import LOCKED_FOR
 from asyncqueue.connections.dynamodb_items import MAX_ITEM, ROOM, number, size_of
 from asyncqueue.connections.dynamodb_states import item_of
+from asyncqueue.connections.refusals import Missing
 from asyncqueue.errors import BadMessage, ConfigError, EntryTooLarge, Refused, Unavailable
 from asyncqueue.locks.base import TurnLock
 from asyncqueue.locks.dynamodb import DynamoLock
