@@ -327,7 +327,8 @@ async def chord(leg: Leg, members: Sequence[str], callback: str) -> None:
     ((type_name, text),) = (await leg.results(*asked, after, kind="chord"))[0]
     assert type_name == "string"
     first, *others = text.split(",")
-    keeps_order = leg.fleet.pair.backend in ("redis", "memcache")  # elsewhere Go takes them as they come
+    # elsewhere Go takes them as they come
+    keeps_order = leg.fleet.pair.backend in ("redis", "cluster", "sentinel", "memcached")
     expected = [WHERE[each] for each in members]
     assert (first, others if keeps_order else sorted(others)) == ("from", expected if keeps_order else sorted(expected))
 
