@@ -116,7 +116,7 @@ async def looked_after(watches: Sequence[Signature], backend: Backend) -> Sequen
     for place, how in stands.items():
         found[place] = _unended(watches[place], how, known)
     ended = [place for place in asked if found[place] is None]
-    groups = await backend.get_groups([_group_id(watches[place]) for place in ended]) if ended else ()
+    groups = await _groups(backend, [_group_id(watches[place]) for place in ended]) if ended else ()
     known |= await _states(backend, (task_id for group in groups if group for task_id in group.task_uuids or ()))
     for place, group in zip(ended, groups, strict=True):
         found[place] = _ended(watches[place], group, stands[place] is Progress.TRIGGERED, known)
@@ -137,6 +137,16 @@ async def _states(backend: Backend, task_ids: Iterable[str]) -> _States:
         else:
             known |= {each: state for each, state in zip(some, states, strict=True) if state is not None}
     return known
+
+
+async def _groups(backend: Backend, group_ids: Sequence[str]) -> Sequence[GroupMeta | None]:
+    """The entries of these groups; None for one that is gone, or that nobody can read."""
+    try:
+        return await backend.get_groups(group_ids)
+    except BadMessage:
+        if len(group_ids) == 1:
+            return (None,)
+        return [group for each in group_ids for group in await _groups(backend, [each])]
 
 
 def _first_asked_for(watch: Signature) -> Iterable[str]:

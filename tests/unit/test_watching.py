@@ -325,6 +325,28 @@ async def test_a_state_that_nobody_can_read_is_not_known_and_keeps_no_other_look
     assert found[1] == Succeeded(())
 
 
+async def test_a_group_that_nobody_can_read_keeps_no_other_look_from_its_end(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _watch_number(1)
+    await _open(backend, other, 1)
+    get_groups = backend.get_groups
+
+    async def unreadable(group_ids: Any) -> Any:
+        if GROUP in group_ids:
+            raise BadMessage("invalid_group", "somebody else's")
+        return await get_groups(group_ids)
+
+    monkeypatch.setattr(backend, "get_groups", unreadable)
+    members = (await get_groups([str(other.args[0].value)]))[0]
+    assert members is not None
+    assert members.task_uuids
+    await _ended(backend, a=State.SUCCESS, b=State.SUCCESS, **dict.fromkeys(members.task_uuids, State.SUCCESS))
+    found = [outcome for _, outcome in await looked_after([WATCHING, other], backend)]
+    assert isinstance(found[0], Overdue)
+    assert isinstance(found[1], Retry)
+
+
 # — groups that Go's clients send —
 
 
