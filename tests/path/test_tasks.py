@@ -336,14 +336,14 @@ async def test_a_task_is_never_run_before_it_is_due(stores: Stores, bench: Bench
     async def when() -> int:
         return time.time_ns()
 
-    due = datetime.now(UTC) + timedelta(seconds=0.5)
-    options: Any = {
-        "countdown": {"countdown": 0.5},
-        "timedelta": {"countdown": timedelta(seconds=0.5)},
-        "eta": {"eta": due},
-    }[how]
     async with bench.working(server):
-        earliest = time.time_ns() + 500_000_000 if how != "eta" else round(due.timestamp() * 1e9)
+        due = datetime.now(UTC) + timedelta(seconds=1)
+        options: Any = {
+            "countdown": {"countdown": 1.0},
+            "timedelta": {"countdown": timedelta(seconds=1)},
+            "eta": {"eta": due},
+        }[how]
+        earliest = time.time_ns() + 1_000_000_000 if how != "eta" else round(due.timestamp() * 1e9)
         sent = await when.with_(**options).send()
         assert len(await server.get_delayed_tasks()) == 1
         assert await sent.get(PATIENCE) >= earliest - 1_000  # a float of seconds is that coarse

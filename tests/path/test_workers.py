@@ -617,6 +617,8 @@ async def test_a_task_whose_task_group_fails_has_failed(url: str) -> None:
 async def test_an_eager_task_that_stumbles_over_the_cancellation_of_its_sender_has_not_failed() -> None:
     server = Server("eager")
     running = asyncio.Event()
+    events: list[Event] = []
+    server.events.listen(events.append)
 
     @server.task
     async def clumsy() -> None:
@@ -634,6 +636,7 @@ async def test_an_eager_task_that_stumbles_over_the_cancellation_of_its_sender_h
         with pytest.raises(asyncio.CancelledError):
             await in_time(sending)
         assert not (await server.result(task_id).state()).is_completed
+    assert not [each for each in events if isinstance(each, TaskFailed)]
 
 
 async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_stop(one_store: Stores, bench: Bench) -> None:
