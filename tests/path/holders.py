@@ -27,20 +27,23 @@ def run(asked: dict[str, Any]) -> int:
 
 
 async def hold(url: str, key: str, ttl: float, ledger: Ledger, *, halts: bool) -> int:
-    """Take a key, and write under it while it is ours: ``S`` before each renewal, ``E`` when it was granted.
+    """Take a key, and write under it while it is ours: ``S`` before it is asked for, or for more time, ``E`` when that
+    was granted.
 
-    With ``halts`` the process halts itself after the first: not in the middle of a call, when it could hold more than
+    With ``halts`` the process halts itself when it has the key: not in the middle of a call, when it could hold more than
     the key.
     """
     async with opened(lock_for(url, Settings())) as lock:
+        ledger.note("S", key)
         token = await lock.acquire(key, ttl)
         assert token, f"somebody else has {key}"
+        ledger.note("E", key)
+        if halts:
+            os.kill(os.getpid(), signal.SIGSTOP)
         while True:
+            await asyncio.sleep(ttl / RENEWALS)
             ledger.note("S", key)
             if not await lock.renew(key, token, ttl):
                 assert not await lock.release(key, token), "what cannot be renewed cannot be released"
                 return LOST
             ledger.note("E", key)
-            if halts:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            await asyncio.sleep(ttl / RENEWALS)
