@@ -30,8 +30,8 @@ async def hold(url: str, key: str, ttl: float, ledger: Ledger, *, halts: bool) -
     """Take a key, and write under it while it is ours: ``S`` before it is asked for, or for more time, ``E`` when that
     was granted.
 
-    With ``halts`` the process halts itself when it has the key: not in the middle of a call, when it could hold more than
-    the key.
+    With ``halts`` the process halts itself when it has the key: not in the middle of a call, when it could hold more
+    than the key.
     """
     async with opened(lock_for(url, Settings())) as lock:
         ledger.note("S", key)
