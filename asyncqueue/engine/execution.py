@@ -287,7 +287,7 @@ class Execution:
             return failed, exc
         if going_on.kept and backend is not None:
             await self._patience.insist("write plans", lambda: backend.put_plans(going_on.kept))
-        return Replaced(going_on.entries), None
+        return Replaced(going_on.entries, going_on.plans), None
 
     async def _wrapped(
         self,

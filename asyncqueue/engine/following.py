@@ -25,7 +25,7 @@ from asyncqueue.engine.messages import (
 from asyncqueue.errors import ArgumentError
 from asyncqueue.go_compat import problem_with_arguments
 from asyncqueue.models import changed
-from asyncqueue.signature import Arg, Signature, header, with_headers
+from asyncqueue.signature import Arg, Plan, Signature, header, with_headers
 from asyncqueue.state import GroupMeta, TaskResult, TaskState
 from asyncqueue.workflow import (
     ATTEMPT_HEADER,
@@ -77,11 +77,17 @@ def after_failure(base: Settled, signature: Signature, error: str, rules: Rules,
 
 
 def after_replacement(
-    base: Settled, signature: Signature, entries: Sequence[Signature], rules: Rules, now_ns: int
+    base: Settled,
+    signature: Signature,
+    entries: Sequence[Signature],
+    plans: Sequence[Plan],
+    rules: Rules,
+    now_ns: int,
 ) -> Settled:
-    """``base`` with the workflow that a task goes on as."""
+    """``base`` with the workflow that a task goes on as. Groups with members in its ``plans`` are opened with it, as when
+    it is sent."""
     ready = [with_headers(timed(each, now_ns), {CHECK_HEADER: "1"}) for each in entries]
-    return replace(_sending(base, ready, rules, now_ns), alive=(signature.uuid, *family(signature)))
+    return replace(_sending(base, ready, rules, now_ns, plans), alive=(signature.uuid, *family(signature)))
 
 
 def group_completed(
@@ -206,8 +212,10 @@ def _ready(parent: Signature, kind: str, callbacks: Sequence[Signature], now_ns:
     ]
 
 
-def _sending(base: Settled, ready: Sequence[Signature], rules: Rules, now_ns: int) -> Settled:
-    groups = groups_in(ready) if any(each.on_success or each.group_uuid for each in ready) else ()
+def _sending(
+    base: Settled, ready: Sequence[Signature], rules: Rules, now_ns: int, plans: Sequence[Plan] = ()
+) -> Settled:
+    groups = groups_in(ready, plans) if plans or any(each.on_success or each.group_uuid for each in ready) else ()
     due = later(max((each.eta for each in ready if each.eta is not None), default=None), now_ns)
     state = base.state
     if due is not None and state is not None:  # what is behind one that is due later is kept until then

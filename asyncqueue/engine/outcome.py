@@ -29,7 +29,7 @@ from asyncqueue.engine.registry import TaskOptions
 from asyncqueue.errors import RetryTaskLater
 from asyncqueue.models import made
 from asyncqueue.retry import LONGEST, fibonacci
-from asyncqueue.signature import Signature, header, with_headers
+from asyncqueue.signature import Plan, Signature, header, with_headers
 from asyncqueue.state import GroupMeta, State, TaskResult, TaskState
 from asyncqueue.workflow import ATTEMPT_HEADER, CHECK_HEADER, attempt_of
 
@@ -108,9 +108,11 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """The task goes on as a workflow, which these begin; its last one has the task's own UUID, and is its end."""
+    """The task goes on as a workflow, which these begin; its last one has the task's own UUID, and is its end.
+    ``plans`` are what of it no message holds."""
 
     entries: tuple[Signature, ...]
+    plans: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +247,9 @@ def _of_task(delivery: Delivery, signature: Signature, outcome: OfTask, rules: R
             )
             sent = (message(again, delivery.queue, now_ns),)  # to where it came from, where it names no queue
             return Settled(delivery, Ack(), state, publish=sent, alive=family(signature))
-        case Replaced(entries):
+        case Replaced(entries, plans):
             # no state: it runs until the workflow has ended, and if we die before the ack it is replaced again
-            return after_replacement(Settled(delivery, Ack()), signature, entries, rules, now_ns)
+            return after_replacement(Settled(delivery, Ack()), signature, entries, plans, rules, now_ns)
         case Overdue(group_id, callback, error):
             state = made(TaskState, task_uuid=signature.uuid, task_name=signature.name, state=State.SUCCESS, results=())
             return Settled(delivery, Ack(), state, end=group_failed(group_id, callback, error, rules, now_ns))

@@ -364,6 +364,19 @@ async def test_a_task_goes_on_as_a_workflow_wherever_it_stands(stores: Stores, b
     assert steps.runs == dict.fromkeys((label for shape in cases.values() for label in computed(shape).runs), 1)
 
 
+async def test_a_task_goes_on_as_a_chord_whose_members_are_too_long_for_a_message(stores: Stores, bench: Bench) -> None:
+    server = bench.server()
+    its = Sums(server)
+
+    @server.task
+    async def grow(ctx: TaskContext) -> int:
+        line = chain(its.add.s(0, 1), *(its.add.s(1) for _ in range(60)))
+        ctx.replace(chord([line, its.add.s(0, 1)], its.add.s()))
+
+    async with bench.working(server):
+        assert await (await grow.send()).get(PATIENCE) == 62
+
+
 async def test_a_task_that_was_retried_goes_on_as_a_workflow(stores: Stores, bench: Bench) -> None:
     server = bench.server()
     its = Sums(server)
