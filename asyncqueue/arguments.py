@@ -23,7 +23,7 @@ from typing import Annotated, Any, NewType, TypeAlias
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from asyncqueue.errors import ArgumentError
+from asyncqueue.errors import ArgumentError, shown
 
 JSON = "json"
 """The type name of what Go has no name for."""
@@ -160,16 +160,8 @@ def codec(annotation: Any) -> Codec:
 # — scalars —
 
 
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
 def _unfit(name: str, value: Any, expected: str) -> ArgumentError:
-    return ArgumentError(f"{_shown(value)} is not {name}: expected {expected}")
+    return ArgumentError(f"{shown(value)} is not {name}: expected {expected}")
 
 
 def _boolean(value: Any) -> bool:
@@ -233,7 +225,7 @@ def _slice(name: str, scalar: Callable[[Any], Any]) -> Callable[[Any], list[Any]
         try:
             return [scalar(element) for element in value]
         except ArgumentError as exc:
-            raise ArgumentError(f"{_shown(value)} is not {name}: {exc}") from None
+            raise ArgumentError(f"{shown(value)} is not {name}: {exc}") from None
 
     return elements
 
@@ -439,7 +431,7 @@ def _native_codec(name: str, container: Callable[[Any], Any] | None) -> Codec:
             return own(list(value) if isinstance(value, bytes) and kind != "bytes" else value)
         if wire_name not in TYPE_NAMES:
             raise ArgumentError(f"{wire_name} is not one of supported types")
-        raise ArgumentError(f"{_shown(wire)} of type {wire_name} does not fit a parameter of type {name}")
+        raise ArgumentError(f"{shown(wire)} of type {wire_name} does not fit a parameter of type {name}")
 
     if container is None:
         return Codec(name, encode_as, decode_as)
@@ -513,9 +505,9 @@ def _json_codec(annotation: Any) -> Codec:
             valid = adapter().validate_python(value)
             return JSON, _as_json(adapter().dump_python(valid, mode="json", by_alias=True))
         except ValidationError as exc:
-            raise ArgumentError(f"{_shown(value)} is not {expected}: {_complaint(exc)}") from None
+            raise ArgumentError(f"{shown(value)} is not {expected}: {_complaint(exc)}") from None
         except (ValueError, RecursionError) as exc:
-            raise ArgumentError(f"{_shown(value)} cannot be written as json: {exc}") from None
+            raise ArgumentError(f"{shown(value)} cannot be written as json: {exc}") from None
 
     def decode_json(wire_name: str, wire: Any) -> Any:
         try:
@@ -524,7 +516,7 @@ def _json_codec(annotation: Any) -> Codec:
                 return adapter().validate_json(to_json(_as_json(wire)))
             return adapter().validate_python(decode(wire_name, wire))
         except ValidationError as exc:
-            raise ArgumentError(f"{_shown(wire)} is not {expected}: {_complaint(exc)}") from None
+            raise ArgumentError(f"{shown(wire)} is not {expected}: {_complaint(exc)}") from None
 
     return Codec(JSON, encode_json, decode_json)
 
@@ -537,7 +529,7 @@ def _checked(plain: Codec, annotation: Any) -> Codec:
         try:
             return adapter().validate_python(value)
         except ValidationError as exc:
-            raise ArgumentError(f"{_shown(value)}: {_complaint(exc)}") from None
+            raise ArgumentError(f"{shown(value)}: {_complaint(exc)}") from None
 
     return Codec(
         plain.type_name,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_arg
 
 from typing_extensions import TypeVar as DefaultTypeVar
 
-from asyncqueue.errors import ArgumentError
+from asyncqueue.errors import ArgumentError, shown
 from asyncqueue.signature import Call, Signature, Typed
 from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow
 
@@ -82,7 +82,7 @@ class Group(Parallel, Generic[R_co, T_contra]):
     many arguments. ``group | callback`` is a chord."""
 
     def __or__(self, callback: Link[B, H, Any]) -> Chord[B, T_contra, H]:
-        return Chord(self, _node(callback, "chord"))
+        return Chord(self, part_of(callback, "chord"))
 
     async def send(self: Group[R, None], concurrency: int = 0) -> GroupResult[R]:
         """Send it by the server of its tasks. Raises as ``Server.send_group`` does."""
@@ -149,7 +149,7 @@ def group(*members: Link[Any, Any, T_contra]) -> Group[Any, T_contra]: ...
 def group(*members: Any) -> Group[Any, Any]:
     """All at once. ``group()`` of nothing is allowed, and has the result ``[]``. Raises ``ArgumentError`` for what is
     no member."""
-    return Group(tuple(_node(member, "group", len(members)) for member in members))
+    return Group(tuple(part_of(member, "group", len(members)) for member in members))
 
 
 def chord(
@@ -169,7 +169,7 @@ def chord(
         raise ArgumentError(f"chord: on_failure={on_failure!r}; expected one of {', '.join(get_args(OnFailure))}")
     if group_timeout is not None and not (_is_number(group_timeout) and 0 < group_timeout < math.inf):
         raise ArgumentError(f"chord: group_timeout={group_timeout!r}; expected a number of seconds over 0")
-    return Chord(_members(group_or_members), _node(callback, "chord"), on_failure, group_timeout)
+    return Chord(_members(group_or_members), part_of(callback, "chord"), on_failure, group_timeout)
 
 
 def server_of(workflow: Node, verb: str = "send_chain") -> Server:
@@ -194,25 +194,14 @@ def owner_of(workflow: Node) -> Server | None:
     return cast("Server", found[0][0]) if found else None
 
 
-def _members(given: Any) -> Parallel:
-    if isinstance(given, Parallel):
-        return given
-    if isinstance(given, Workflow | Signature) or not isinstance(given, Iterable) or isinstance(given, str):
-        raise ArgumentError(f"chord: expected a group, or a list of its members, not {_shown(given)}")
-    return group(*given)
-
-
-def _flat(*links: Any) -> tuple[Node, ...]:
-    nodes = [_node(link, "chain", len(links)) for link in links]
-    return tuple(part for node in nodes for part in (node.links if isinstance(node, Series) else (node,)))
-
-
-def _node(given: Any, builder: str, count: int = 0) -> Node:
-    """A part of a workflow, or an ``ArgumentError`` that says what was expected."""
+def part_of(given: Any, builder: str, count: int = 0) -> Node:
+    """What was given to a builder, as a part of its workflow. Raises ``ArgumentError`` that says what was expected."""
     if isinstance(given, Signature | Workflow):
         return given
     if inspect.iscoroutine(given):
         given.close()
+        if given.__qualname__.startswith(("Task.", "Server.")):
+            raise ArgumentError(f"{builder}: expected a signature: use s(…) in place of {given.__name__}(…)")
         raise ArgumentError(f"{builder}: {given.__name__}(…) was called, not sent: use {given.__name__}.s(…)")
     if not isinstance(given, type) and callable(getattr(given, "s", None)):
         return cast(Signature, given.s())
@@ -224,6 +213,19 @@ def _node(given: Any, builder: str, count: int = 0) -> Node:
         name = getattr(given, "__name__", repr(given))
         raise ArgumentError(f"{builder}: {name} is a function and no task: register it with @server.task")
     raise ArgumentError(f"{builder}: expected a task, a signature or a workflow, not {_shown(given)}")
+
+
+def _members(given: Any) -> Parallel:
+    if isinstance(given, Parallel):
+        return given
+    if isinstance(given, Workflow | Signature) or not isinstance(given, Iterable) or isinstance(given, str):
+        raise ArgumentError(f"chord: expected a group, or a list of its members, not {_shown(given)}")
+    return group(*given)
+
+
+def _flat(*links: Any) -> tuple[Node, ...]:
+    nodes = [part_of(link, "chain", len(links)) for link in links]
+    return tuple(part for node in nodes for part in (node.links if isinstance(node, Series) else (node,)))
 
 
 def _leaves(workflow: Node) -> Iterator[Signature]:
@@ -250,5 +252,4 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 64 else text[:63] + '…'}"
+    return f"{type(value).__name__} {shown(value)}"

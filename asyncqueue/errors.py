@@ -133,3 +133,12 @@ class RetryTaskLater(AsyncQueueError):
 
 class LeaseLost(AsyncQueueError):
     """The service gave this delivery to somebody else; what this worker did with it does not count."""
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: what it looks like, in 80 characters at most."""
+    try:
+        text = repr(value)
+    except Exception:  # of thousands of digits, or a mistake in somebody's class
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -34,6 +34,10 @@ class Foundation:
     """The parts of a server, and the engine that they make on its stores. Nothing is connected before it is used."""
 
     def __init__(self, choice: Choice, settings: Settings, clock: Clock) -> None:
+        if not isinstance(settings, Settings):
+            raise ConfigError(
+                f"settings must be Settings, not {type(settings).__name__}; Settings.parse makes them of a mapping"
+            )
         self.clock = clock
         self.events = Events()
         self.observers = Observers(self.events)
@@ -143,15 +147,16 @@ class Foundation:
         host: Host,
         *,
         rules: Callable[[], Rules] | None = None,
+        events: Events | None = None,
         within: Sequence[Middleware] = (),
     ) -> Execution:
-        """What runs the tasks registered here, in these threads. ``rules`` are those of the server unless said
-        otherwise; ``within`` are middlewares within those of the server."""
+        """What runs the tasks registered here, in these threads. ``rules`` and ``events`` are those of the server
+        unless said otherwise; ``within`` are middlewares within those of the server."""
         return Execution(
             self.registry,
             backend,
             clock=self.clock,
-            events=self.events,
+            events=self.events if events is None else events,
             patience=self.patience,
             rules=self.rules if rules is None else rules,
             max_deliveries=lambda: self.settings.worker.max_deliveries,

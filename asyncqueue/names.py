@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from asyncqueue.errors import shown
+
 MAX_LENGTH = 200
 
 BUILT_IN_PREFIX = "aq."
@@ -44,9 +46,9 @@ def group_id_problem(uuid: str) -> str | None:
     return _key_problem("group UUID", uuid)
 
 
-def queue_problem(queue: str) -> str | None:
+def queue_problem(queue: object) -> str | None:
     """What is wrong with ``queue`` as the name of a queue, or None."""
-    return _key_problem("queue", queue)
+    return _key_problem("queue", queue) if isinstance(queue, str) else f"queue {shown(queue)}: expected text"
 
 
 def task_name_problem(name: str) -> str | None:
@@ -56,8 +58,10 @@ def task_name_problem(name: str) -> str | None:
     return f"task name {_shown(name)}: expected 1 to {MAX_LENGTH} printable characters"
 
 
-def own_task_name_problem(name: str) -> str | None:
+def own_task_name_problem(name: object) -> str | None:
     """What is wrong with ``name`` as the name of a task of an application, or None."""
+    if not isinstance(name, str):
+        return f"task name {shown(name)}: expected text"
     if name.startswith(BUILT_IN_PREFIX):
         return (
             f"task name {_shown(name)} is reserved: names that begin with {BUILT_IN_PREFIX!r} are those of built-in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
@@ -12,8 +13,8 @@ from typing import Any, TypedDict
 from asyncqueue import names, rfc3339
 from asyncqueue.clock import NANOSECONDS, Clock, to_nanoseconds
 from asyncqueue.engine.registry import TaskOptions
-from asyncqueue.errors import ArgumentError, ConfigError
-from asyncqueue.retry import fibonacci, parse_backoff
+from asyncqueue.errors import ArgumentError, ConfigError, shown
+from asyncqueue.retry import parse_backoff
 from asyncqueue.signature import MAX_PRIORITY, Signature
 
 
@@ -41,33 +42,24 @@ class SendOptions(TypedDict, total=False):
 
 def task_options(name: str, options: Mapping[str, Any]) -> TaskOptions:
     """The options of a task, checked. Raises ``ConfigError`` that names the task and the option."""
-    retry_on = options.get("retry_on", (Exception,))
-    checked = {
-        **options,
-        "retry_on": retry_on if isinstance(retry_on, tuple) else (retry_on,),
-        "backoff": parse_backoff(options["backoff"])
-        if isinstance(options.get("backoff"), str)
-        else options.get("backoff", fibonacci),
-    }
+    checked = dict(options)
+    if "retry_on" in checked and not isinstance(checked["retry_on"], tuple):
+        checked["retry_on"] = (checked["retry_on"],)
+    if isinstance(checked.get("backoff"), str):
+        try:
+            checked["backoff"] = parse_backoff(checked["backoff"])
+        except ConfigError as exc:
+            raise ConfigError(f"task {name!r}: {exc}") from None
     known = [each.name for each in fields(TaskOptions)]
     for option in checked.keys() - set(known):
         raise ConfigError(f"task {name!r}: a task has no option {option!r}{_meant(option, known)}")
-    made = TaskOptions(**checked)
-    if not whole(made.retries):
-        raise ConfigError(f"task {name!r}: retries must be a whole number from 0 on, not {made.retries!r}")
-    if not whole(made.priority, MAX_PRIORITY):
-        raise ConfigError(
-            f"task {name!r}: priority must be at least 0 and at most {MAX_PRIORITY}, not {made.priority!r}"
-        )
-    if made.timeout is not None and not (isinstance(made.timeout, int | float) and made.timeout > 0):
-        raise ConfigError(f"task {name!r}: timeout must be more than 0 seconds, not {made.timeout!r}")
-    for each in made.retry_on:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise ConfigError(f"task {name!r}: retry_on must be exceptions, not {each!r}")
-    problem = names.queue_problem(made.queue) if made.queue else None
+    for option, (expected, fits) in _TASK_EXPECTED.items():
+        if option in checked and not fits(checked[option]):
+            raise ConfigError(f"task {name!r}: {option} must be {expected}, not {shown(options[option])}")
+    problem = names.queue_problem(checked["queue"]) if checked.get("queue") else None
     if problem:
         raise ConfigError(f"task {name!r}: {problem}")
-    return made
+    return TaskOptions(**checked)
 
 
 def check_send_options(task: str, options: Mapping[str, object]) -> None:
@@ -77,27 +69,24 @@ def check_send_options(task: str, options: Mapping[str, object]) -> None:
             raise ArgumentError(
                 f"task {task}: a send has no option {option!r}{_meant(option, SendOptions.__annotations__)}"
             )
-        expected, fits = _EXPECTED.get(option, ("", lambda _: True))
+        expected, fits = _SEND_EXPECTED[option]
         if not fits(value):
-            raise ArgumentError(f"task {task}: {option} must be {expected}, not {value!r}")
+            raise ArgumentError(f"task {task}: {option} must be {expected}, not {shown(value)}")
 
 
-def eta_of(options: SendOptions, clock: Clock) -> int | None:
-    """When (unix nanoseconds) a send is due; None: now. Raises ``ArgumentError`` for a naive datetime."""
-    if "eta" in options and "countdown" in options:
-        raise ArgumentError("eta and countdown are two ways to say one thing: give one of them")
-    if "countdown" in options:
-        countdown = options["countdown"]
-        seconds = countdown.total_seconds() if isinstance(countdown, timedelta) else countdown
-        if not math.isfinite(seconds):
-            raise ArgumentError(f"countdown must be a finite number of seconds, not {seconds}")
-        return _expressible("countdown", clock.now_ns() + int(seconds * NANOSECONDS))
-    if "eta" not in options:
-        return None
-    try:
-        return to_nanoseconds(options["eta"])
-    except (ValueError, AttributeError) as exc:
-        raise ArgumentError(f"eta: {exc}") from exc
+def eta_of(task: str, options: SendOptions, clock: Clock) -> int | None:
+    """When (unix nanoseconds) a send is due; None: now. Raises ``ArgumentError`` for what no message can say; it names
+    the task."""
+    if "countdown" not in options:
+        return to_nanoseconds(options["eta"]) if "eta" in options else None
+    if "eta" in options:
+        raise ArgumentError(f"task {task}: eta and countdown are two ways to say one thing: give one of them")
+    countdown = options["countdown"]
+    seconds = countdown.total_seconds() if isinstance(countdown, timedelta) else countdown
+    moment = clock.now_ns() + int(seconds * NANOSECONDS)
+    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
+        raise ArgumentError(f"task {task}: countdown: a message cannot name a time before the year 1 or after 9999")
+    return moment
 
 
 def whole(value: object, most: int = 2**63 - 1) -> bool:
@@ -105,31 +94,69 @@ def whole(value: object, most: int = 2**63 - 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
-def _expressible(option: str, moment: int) -> int:
-    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
-        raise ArgumentError(f"{option}: a message cannot name a time before the year 1 or after 9999")
-    return moment
-
-
 def _meant(option: str, known: Collection[str]) -> str:
     near = get_close_matches(option, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
 
 
-_Fits = Callable[[Any], bool]
-_TEXT: tuple[str, _Fits] = "a text", lambda value: isinstance(value, str)
-_SIGNATURES: tuple[str, _Fits] = (
-    "a signature, or several",
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_aware(value: object) -> bool:
+    return isinstance(value, datetime) and value.utcoffset() is not None
+
+
+def _is_backoff(value: object) -> bool:
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        return False
+    try:
+        inspect.signature(value).bind(1, 0)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say what it takes
+        return True
+    return True
+
+
+_Expected = tuple[str, Callable[[Any], bool]]
+_TEXT: _Expected = "a text", lambda value: isinstance(value, str)
+_FLAG: _Expected = "True or False", lambda value: isinstance(value, bool)
+_COUNT: _Expected = "a whole number from 0 on", whole
+_PRIORITY: _Expected = f"a whole number from 0 to {MAX_PRIORITY}", lambda value: whole(value, MAX_PRIORITY)
+_SIGNATURES: _Expected = (
+    "a signature, such as task.s(), or a tuple of them",
     lambda value: all(isinstance(each, Signature) for each in (value if isinstance(value, tuple) else (value,))),
 )
-_EXPECTED: Mapping[str, tuple[str, _Fits]] = {
-    "countdown": ("a number of seconds, or a timedelta", lambda value: isinstance(value, int | float | timedelta)),
+_TASK_EXPECTED: Mapping[str, _Expected] = {
+    "retries": _COUNT,
+    "retry_on": (
+        "an exception class, or a tuple of them",
+        lambda value: all(isinstance(each, type) and issubclass(each, BaseException) for each in value),
+    ),
+    "backoff": ("a name, or a plain function of the attempt and the wait before it", _is_backoff),
+    "timeout": ("a number of seconds over 0", lambda value: value is None or (_is_number(value) and value > 0)),
+    "retry_later_limit": ("a whole number from 1 on", lambda value: value is None or (whole(value) and value > 0)),
+    "priority": _PRIORITY,
+    "ignore_when_not_registered": _FLAG,
+    "stop_task_deletion_on_error": _FLAG,
+}
+_SEND_EXPECTED: Mapping[str, _Expected] = {
+    "eta": ("a datetime with a time zone, e.g. datetime.now(UTC)", _is_aware),
+    "countdown": (
+        "a finite number of seconds, or a timedelta",
+        lambda value: isinstance(value, timedelta) or (_is_number(value) and math.isfinite(value)),
+    ),
     "queue": _TEXT,
-    "priority": (f"a whole number from 0 to {MAX_PRIORITY}", lambda value: whole(value, MAX_PRIORITY)),
-    "headers": ("a mapping", lambda value: isinstance(value, Mapping)),
-    "retries": ("a whole number from 0 on", lambda value: whole(value)),
+    "priority": _PRIORITY,
+    "headers": (
+        "a mapping of names to values",
+        lambda value: isinstance(value, Mapping) and all(isinstance(each, str) for each in value),
+    ),
+    "retries": _COUNT,
     "task_id": _TEXT,
     "on_success": _SIGNATURES,
     "on_error": _SIGNATURES,
+    "immutable": _FLAG,
     "message_group_id": _TEXT,
 }

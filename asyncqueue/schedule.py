@@ -34,6 +34,8 @@ def parse(spec: str) -> Schedule:
 
     Raises ``ConfigError`` that says what is wrong, where, and what was expected.
     """
+    if not isinstance(spec, str):
+        raise _wrong(spec, "expected a text, such as '*/5 * * * *' or '@every 30s'")
     rest, zone = _zone(spec)
     if not rest.startswith("@"):
         return _fields(spec, rest, zone)

@@ -12,10 +12,11 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, get_args, overload
 from asyncqueue import names
 from asyncqueue.backends.base import Backend
 from asyncqueue.brokers.base import Broker
-from asyncqueue.builders import Chain, Chord, Group, TaskSignature, owner_of
+from asyncqueue.builders import Chain, Chord, Group, TaskSignature, owner_of, part_of
 from asyncqueue.clock import NANOSECONDS, SYSTEM_CLOCK, Clock, to_datetime
 from asyncqueue.compiling import NewId, compiled
 from asyncqueue.config import Settings, from_env, from_yaml
+from asyncqueue.engine.events import checked_hook
 from asyncqueue.engine.middleware import Middleware, PublishHook
 from asyncqueue.engine.observing import Observer
 from asyncqueue.engine.periodic import Missed, Office, Overlap, PeriodicTask, Scheduler, Timetable
@@ -26,7 +27,7 @@ from asyncqueue.engine.registry import (
     untyped_args,
     untyped_value_of,
 )
-from asyncqueue.errors import ArgumentError, ConfigError, NoBackend
+from asyncqueue.errors import ArgumentError, ConfigError, NoBackend, shown
 from asyncqueue.inspectable import Inspectable
 from asyncqueue.locks.base import Lock
 from asyncqueue.options import task_options, whole
@@ -81,7 +82,7 @@ class Server(Inspectable):
         settings: Settings | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        super().__init__(Choice(url, broker, backend, lock), settings or Settings(), clock)
+        super().__init__(Choice(url, broker, backend, lock), Settings() if settings is None else settings, clock)
         self.timetable = Timetable()
         self._results = Results(self._backend, self._value_of, patience=self._patience)
 
@@ -116,22 +117,22 @@ class Server(Inspectable):
         """Register a function as a task: ``@server.task`` or ``@server.task(retries=5, timeout=30)``."""
         return TaskDecorator(self.register_task, {})
 
-    def register_task(self, name: str, function: Callable[..., Any], **options: Any) -> Task[..., Any]:
-        """Register a function under a name, with the options of ``task``. Registering a name again replaces it.
+    def register_task(self, name: str, function: Callable[..., Any] | Task[..., Any], **options: Any) -> Task[..., Any]:
+        """Register a function under a name, with the options of ``task``.
 
-        ``server.task(name=name)(function)`` is the same, with types. Raises ``ConfigError`` where the function cannot
-        be a task.
+        ``server.task(name=name)(function)`` is the same, with types. A function that is registered again replaces what
+        it was. Raises ``ConfigError`` where the function cannot be a task, or another one has the name.
         """
+        if isinstance(function, Task):
+            function = function.function  # it may be a task of another server
         registered = register(name, function, task_options(name, options))
         self.registry.add(registered)
         kind = CoroutineTask if registered.is_async else FunctionTask
         return kind(function, registered, self, {})
 
     def register_tasks(self, tasks: Mapping[str, Callable[..., Any]]) -> None:
-        """Register several functions by name: all of them, or none if one cannot be a task (``ConfigError``)."""
-        ready = [register(name, function, TaskOptions()) for name, function in tasks.items()]
-        for registered in ready:
-            self.registry.add(registered)
+        """Register several functions by name: all of them, or none. Raises as ``register_task`` does."""
+        self.registry.add(*(register(name, function, TaskOptions()) for name, function in tasks.items()))
 
     def is_task_registered(self, name: str) -> bool:
         """Whether a task of that name is registered here."""
@@ -143,7 +144,7 @@ class Server(Inspectable):
 
     def add_middleware(self, middleware: Middleware) -> None:
         """Wrap every run of every worker of this server; the first one added is the outermost."""
-        self.middlewares.append(middleware)
+        self.middlewares.append(checked_hook("add_middleware", middleware))
 
     def observe(self, observer: Observer) -> None:
         """Tell ``observer`` of everything that this server sends and its workers run: for tracing and metrics."""
@@ -151,7 +152,7 @@ class Server(Inspectable):
 
     def before_publish(self, hook: PublishHook) -> PublishHook:
         """Call ``hook`` with every signature before it is sent (usable as a decorator); it may return another one."""
-        self._publish_hooks.append(hook)
+        self._publish_hooks.append(checked_hook("before_publish", hook))
         return hook
 
     # — sending —
@@ -182,10 +183,11 @@ class Server(Inspectable):
             if args or kwargs:
                 raise ArgumentError(f"task {task.name}: a signature carries its own arguments")
             return task
-        if isinstance(task, Workflow):
-            raise ArgumentError(f"a {type(task).__name__.lower()} is more than one task: use send")
         if isinstance(task, Task):
             return task.s(*args, **kwargs)
+        given: Any = task  # whoever has no type checker gives anything
+        if not isinstance(given, str):
+            return _one_task(given, "send_task")
         registered = self.registry.find(task)
         if registered is not None:
             wire_args, by_name = registered.arguments(args, kwargs)
@@ -207,11 +209,12 @@ class Server(Inspectable):
 
         All are checked before the first one is sent. Raises as ``send_task`` does.
         """
+        signatures = _tasks(signatures)
         if self.observers.is_watched:
             connected, sent = await self._observed(signatures)
         else:
             connected = await self.connected()
-            sent = await connected.publisher.send(list(signatures))
+            sent = await connected.publisher.send(signatures)
         if connected.eager is not None:
             await connected.eager.run()
         return [AsyncResult(signature.uuid, self._results, signature=signature, is_sent=True) for signature in sent]
@@ -247,6 +250,7 @@ class Server(Inspectable):
         anything is sent; ``NoBackend`` for a group, a chord or a very long chain where no results are kept; else as
         ``send_task`` does.
         """
+        work = part_of(work, "send")
         if isinstance(work, Signature):
             return await self.send_task(work)
         return await self._send(work, concurrency)
@@ -288,21 +292,21 @@ class Server(Inspectable):
 
     def result(self, task_id: str) -> AsyncResult[Any]:
         """A handle on a task that was sent elsewhere or before, by its UUID."""
-        return AsyncResult(task_id, self._results)
+        return AsyncResult(_uuid(task_id), self._results)
 
     async def chain_result(self, chain_id: str) -> ChainResult[Any]:
         """A handle on a chain that was sent elsewhere or before, by its ``id``: the UUID of its last link, be that a
         task or a group. Raises ``NoBackend``, and ``ResultUnknown`` where there is no entry."""
-        return await reopened_chain(chain_id, self._results)
+        return await reopened_chain(_uuid(chain_id), self._results)
 
     async def group_result(self, group_id: str) -> GroupResult[Any]:
         """A handle on a group that was sent elsewhere or before, by its UUID. Raises as ``chain_result`` does."""
-        return await reopened_group(group_id, self._results)
+        return await reopened_group(_uuid(group_id), self._results)
 
     async def chord_result(self, callback_id: str) -> ChordResult[Any]:
         """A handle on a chord that was sent elsewhere or before, by its ``id``: the UUID of its callback. Where the
         callback is a workflow, nothing is known of the group. Raises as ``chain_result`` does."""
-        return await reopened_chord(callback_id, self._results)
+        return await reopened_chord(_uuid(callback_id), self._results)
 
     async def _backend(self) -> Backend | None:
         return (await self.connected()).backend
@@ -448,6 +452,25 @@ class Server(Inspectable):
         )
 
 
+def _tasks(given: Any) -> list[Signature]:
+    if isinstance(given, Signature) or not isinstance(given, Iterable):
+        raise ArgumentError(f"send_many: expected a list of signatures, not {shown(given)}")
+    return [each if isinstance(each, Signature) else _one_task(each, "send_many") for each in given]
+
+
+def _one_task(given: Any, verb: str) -> Signature:
+    work = part_of(given, verb)
+    if isinstance(work, Workflow):
+        raise ArgumentError(f"{verb}: a {type(work).__name__.lower()} is more than one task: use send")
+    return work
+
+
+def _uuid(given: str) -> str:
+    if not isinstance(given, str) or not given:
+        raise ArgumentError(f"a result is asked for by its UUID, which is a text, not by {shown(given)}")
+    return given
+
+
 def _expected(given: W, kind: type[Workflow], name: str) -> W:
     if isinstance(given, kind):
         return given
@@ -461,8 +484,8 @@ def _bound(concurrency: int) -> int:
 
 
 def _check_periodic(name: str, missed: str, overlap: str) -> None:
-    if not names.valid_name(name):
-        raise ConfigError(f"schedule {name!r}: a name is 1 to {names.MAX_LENGTH} printable characters")
+    if not isinstance(name, str) or not names.valid_name(name):
+        raise ConfigError(f"schedule {shown(name)}: a name is 1 to {names.MAX_LENGTH} printable characters")
     for option, said, known in (("missed", missed, get_args(Missed)), ("overlap", overlap, get_args(Overlap))):
         if said not in known:
             raise ConfigError(f"schedule {name!r}: {option}={said!r}; expected one of {', '.join(known)}")

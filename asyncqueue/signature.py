@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from asyncqueue import rfc3339
 from asyncqueue.clock import to_nanoseconds
+from asyncqueue.errors import ArgumentError
 from asyncqueue.models import changed
 
 R = TypeVar("R")
@@ -53,7 +54,7 @@ class Arg(BaseModel):
     Go writes names too and ignores them.
     """
 
-    model_config = MODEL
+    model_config = MODEL | ConfigDict(extra="forbid")
 
     name: str = Field(default="", validation_alias="Name")
     type: str = Field(default="", validation_alias="Type")
@@ -68,7 +69,7 @@ class Signature(BaseModel):
     ``on_error`` tell ``None`` from empty, because Go writes ``null`` and ``[]`` apart.
     """
 
-    model_config = MODEL
+    model_config = MODEL | ConfigDict(extra="forbid")
 
     uuid: str = Field(default="", validation_alias="UUID")
     name: str = Field(default="", validation_alias="Name")
@@ -91,7 +92,11 @@ class Signature(BaseModel):
     ignore_when_task_not_registered: bool = Field(default=False, validation_alias="IgnoreWhenTaskNotRegistered")
 
     def with_changes(self, **changes: Any) -> Self:
-        """A copy in which the named fields (Python names) have other values. The values are not validated again."""
+        """A copy in which the named fields (Python names) have other values. The values are not validated again. Raises
+        ``ArgumentError`` for a field that there is not."""
+        if not changes.keys() <= self.__dict__.keys():
+            unknown = ", ".join(map(repr, changes.keys() - self.__dict__.keys()))
+            raise ArgumentError(f"task {self.name}: a signature has no field {unknown}")
         return changed(self, changes)
 
     if TYPE_CHECKING:

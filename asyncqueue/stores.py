@@ -18,6 +18,7 @@ from asyncqueue.engine.eager import EagerRunner
 from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.publisher import Publisher
 from asyncqueue.engine.settlement import Settlement
+from asyncqueue.errors import ConfigError
 from asyncqueue.go_compat import GoCompat
 from asyncqueue.locks.base import Lock
 from asyncqueue.migrating import Migrating, Migration
@@ -237,10 +238,16 @@ class Stores:
 
     def _choose(self, choice: Choice) -> None:
         """Take these, and the settings, for what the server is. Raises ``ConfigError`` for a URL that cannot work."""
+        if self.settings.go_queues and not self.settings.go_compat:
+            raise ConfigError("go_queues names queues of Go's workers, and go_compat is off; expected go_compat: true")
+        if not isinstance(choice.url, str | None):
+            raise ConfigError(
+                f"the URL of a server must be a text, not {type(choice.url).__name__}; a driver is broker="
+            )
         self._choice = choice
-        self._own_broker = _driver(choice.broker)
-        self._own_backend = _driver(choice.backend)
-        self._own_lock = _driver(choice.lock)
+        self._own_broker = _driver("broker", choice.broker)
+        self._own_backend = _driver("backend", choice.backend)
+        self._own_lock = _driver("lock", choice.lock)
         self._broker_url, self._backend_url, self._lock_url = self._urls(choice)
         urls.check(self._broker_url, self._backend_url, self._lock_url)
         self._rules = _rules_of(self.settings, self._broker_url, self._backend_url)
@@ -292,8 +299,12 @@ class _Home:
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
-def _driver(said: str | T | None) -> T | None:
-    return None if isinstance(said, str) else said
+def _driver(part: str, said: str | T | None) -> T | None:
+    if isinstance(said, str | None):
+        return None
+    if not callable(getattr(said, "open", None)):
+        raise ConfigError(f"{part} must be a URL or a driver, not {type(said).__name__}")
+    return said
 
 
 def _rules_of(settings: Settings, broker_url: str, backend_url: str) -> Rules:

@@ -24,7 +24,7 @@ from asyncqueue.builders import Chain, Link, TaskSignature
 from asyncqueue.clock import Clock
 from asyncqueue.engine.context import TaskContext, current_task
 from asyncqueue.engine.registry import KEYWORDS_HEADER, Registered
-from asyncqueue.errors import ArgumentError
+from asyncqueue.errors import ArgumentError, ConfigError, shown
 from asyncqueue.options import SendOptions, check_send_options, eta_of
 from asyncqueue.result import AsyncResult
 from asyncqueue.retry import Backoff, fibonacci
@@ -250,8 +250,18 @@ class TaskDecorator:
         options = {**self._options, **changes}
         if function is None:
             return TaskDecorator(self._register, options)
-        name = options.pop("name", None) or getattr(function, "__name__", "")
-        return self._register(name, function, **options)
+        name = options.pop("name", None)
+        return self._register(_own_name(function) if name is None else name, function, **options)
+
+
+def _own_name(function: Callable[..., Any]) -> str:
+    """What a function is called. Raises ``ConfigError`` for what has no name of its own."""
+    name = function.name if isinstance(function, Task) else getattr(function, "__name__", "")
+    if name in ("", "<lambda>"):
+        raise ConfigError(
+            f"server.task: {shown(function)} has no name of its own; expected server.task(name=…)(function)"
+        )
+    return str(name)
 
 
 def make_signature(
@@ -267,7 +277,7 @@ def make_signature(
         uuid=options.get("task_id", ""),
         name=registered.name,
         routing_key=options.get("queue", own.queue or ""),
-        eta=eta_of(options, clock),
+        eta=eta_of(registered.name, options, clock),
         args=args,
         headers=headers or None,
         priority=options.get("priority", own.priority),

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, TypeVar
 
 from asyncqueue.config import Settings
 from asyncqueue.engine.consumer import Consumer, slots_for
-from asyncqueue.engine.events import Event, TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping
+from asyncqueue.engine.events import Event, TaskFailed, WorkerStarted, WorkerStopped, WorkerStopping, checked_hook
 from asyncqueue.engine.execution import Host
 from asyncqueue.engine.facilities import WorkerFacilities
 from asyncqueue.engine.middleware import TaskHook, before_and_after, finished
 from asyncqueue.engine.slots import Slots
-from asyncqueue.errors import ConfigError
+from asyncqueue.errors import ConfigError, shown
 from asyncqueue.names import queue_problem
+from asyncqueue.options import whole
 from asyncqueue.server import Server
+
+H = TypeVar("H")
 
 _END_AFTER_CANCEL = 0.4
 _SETTLE_AFTER_CANCEL = 5.0
@@ -41,6 +44,7 @@ class Worker:
 
     ``async with Worker(server):`` runs it inside an application; ``await worker.run()`` is a whole process, with
     SIGTERM and SIGINT unless ``settings.no_unix_signals`` is set. A worker runs once; make another one to run again.
+    Its hooks and listeners (``worker.events``) are told of this worker alone. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -51,23 +55,19 @@ class Worker:
         concurrency: int | None = None,
         grace: float | None = None,
     ) -> None:
+        if not isinstance(server, Server):
+            raise ConfigError(f"a worker runs the tasks of a Server, not of {type(server).__name__}")
         settings = server.settings
-        chosen = (queues,) if isinstance(queues, str) else tuple(queues or settings.worker.queues)
         self.server = server
-        self.queues: tuple[str, ...] = chosen or (settings.default_queue,)
+        self.events = server.events.part()
+        self.queues: tuple[str, ...] = _checked(_several(queues) or settings.worker.queues or (settings.default_queue,))
         self._own_concurrency = concurrency
-        self._own_grace = grace
-        if concurrency is not None and concurrency < 0:
-            raise ConfigError(f"concurrency must be 0 (unlimited) or more, not {concurrency}")
-        if grace is not None and not grace >= 0:
-            raise ConfigError(f"grace must be 0 seconds or more, not {grace}")
-        for problem in filter(None, map(queue_problem, self.queues)):
-            raise ConfigError(problem)
-        if len(set(self.queues)) != len(self.queues):
-            raise ConfigError(f"a queue is named twice: {', '.join(self.queues)}")
+        self._own_grace = None if grace is None else _seconds(grace)
+        if concurrency is not None and not whole(concurrency):
+            raise ConfigError(f"concurrency must be a whole number from 0 (unlimited) on, not {shown(concurrency)}")
         self._before: list[TaskHook] = []
         self._after: list[TaskHook] = []
-        self._gate: ConsumeGate | None = None
+        self._gates: list[ConsumeGate] = []
         self._consumer: Consumer | None = None
         self._slots: Slots | None = None
         self._task: asyncio.Task[None] | None = None
@@ -99,28 +99,34 @@ class Worker:
 
     def pre_task(self, hook: TaskHook) -> TaskHook:
         """Call ``hook`` with the context before every run (usable as a decorator)."""
-        self._before.append(hook)
+        self._before.append(self._hook("pre_task", hook))
         return hook
 
     def post_task(self, hook: TaskHook) -> TaskHook:
         """Call ``hook`` with the context after every run, on success and failure alike (usable as a decorator)."""
-        self._after.append(hook)
+        self._after.append(self._hook("post_task", hook))
         return hook
 
     def on_error(self, hook: ErrorHook) -> ErrorHook:
-        """Call ``hook`` with every task that ended in failure (usable as a decorator)."""
+        """Call ``hook``, a plain function, with every task that ended in failure here (usable as a decorator)."""
+        self._hook("on_error", hook, awaited=False)
 
         def listen(event: Event) -> None:
             if isinstance(event, TaskFailed):
                 hook(event)
 
-        self.server.events.listen(listen)
+        self.events.listen(listen)
         return hook
 
     def pre_consume(self, gate: ConsumeGate) -> ConsumeGate:
-        """Ask ``gate`` before each fetch (usable as a decorator); while it says False, nothing is fetched."""
-        self._gate = gate
+        """Ask ``gate`` before each fetch (usable as a decorator); while one says False, nothing is fetched."""
+        self._gates.append(self._hook("pre_consume", gate))
         return gate
+
+    def _hook(self, verb: str, hook: H, *, awaited: bool = True) -> H:
+        if self._task is not None:
+            raise ConfigError(f"worker.{verb}: this worker was started already; expected its hooks before that")
+        return checked_hook(f"worker.{verb}", hook, awaited=awaited)
 
     # — running —
 
@@ -160,7 +166,7 @@ class Worker:
         if self._task is None:
             return
         if grace is not None:
-            self._own_grace = grace
+            self._own_grace = _seconds(grace)
         self._stop_asked.set()
         await self._task
 
@@ -199,10 +205,10 @@ class Worker:
             self.queues,
             slots=self._slots,
             clock=server.clock,
-            events=server.events,
+            events=self.events,
             patience=server.patience,
             rules=server.rules,
-            may_consume=self._may_consume if self._gate is not None else None,
+            may_consume=self._may_consume if self._gates else None,
         )
         threads = ThreadPoolExecutor(self._thread_count(server.settings), thread_name_prefix="asyncqueue-task")
         facilities = WorkerFacilities(
@@ -210,8 +216,10 @@ class Worker:
         )
         host = Host(consumer.started, consumer.left_running, consumer.is_given_up, consumer.showings, facilities)
         within = (before_and_after(self._before, self._after),) if self._before or self._after else ()
-        execution = server.execution(connected.broker, connected.backend, threads, host, within=within)
-        server.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
+        execution = server.execution(
+            connected.broker, connected.backend, threads, host, events=self.events, within=within
+        )
+        self.events.emit(WorkerStarted(self.queues, self.concurrency, connected.broker.address))
         reloading = self._reload()
         self._started.set()
         consuming = asyncio.create_task(consumer.run(execution), name="asyncqueue-consumer")
@@ -237,11 +245,11 @@ class Worker:
                 reloading.cancel()
             server.off_settings(self._resize)
             threads.shutdown(wait=False, cancel_futures=True)
-            server.events.emit(WorkerStopped(tuple(consumer.stuck)))
+            self.events.emit(WorkerStopped(tuple(consumer.stuck)))
 
     async def _end(self, consumer: Consumer, consuming: asyncio.Task[None]) -> None:
         """Stop in order: fetch no more, let run for a while, cancel, settle."""
-        self.server.events.emit(WorkerStopping(consumer.running, self.grace))
+        self.events.emit(WorkerStopping(consumer.running, self.grace))
         consumer.stop()
         hurry = asyncio.create_task(self._hurry.wait())
         try:
@@ -262,8 +270,10 @@ class Worker:
             hurry.cancel()
 
     async def _may_consume(self) -> bool:
-        assert self._gate is not None
-        return bool(await finished(self._gate(self)))
+        for gate in self._gates:
+            if not await finished(gate(self)):
+                return False
+        return True
 
     def _thread_count(self, settings: Settings) -> int:
         return settings.worker.thread_limit or min(_MOST_THREADS, max(1, slots_for(self.concurrency, 64).total))
@@ -296,3 +306,25 @@ class Worker:
             self.stop_at_once()
         else:
             self._stop_asked.set()
+
+
+def _several(queues: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(queues, str):
+        return (queues,)
+    if not isinstance(queues, Iterable | None) or isinstance(queues, bytes):
+        raise ConfigError(f"queues must be a name or a list of names, not {shown(queues)}")
+    return tuple(queues or ())
+
+
+def _checked(queues: tuple[str, ...]) -> tuple[str, ...]:
+    for problem in filter(None, map(queue_problem, queues)):
+        raise ConfigError(problem)
+    if len(set(queues)) != len(queues):
+        raise ConfigError(f"a queue is named twice: {', '.join(queues)}")
+    return queues
+
+
+def _seconds(grace: float) -> float:
+    if not isinstance(grace, int | float) or isinstance(grace, bool) or not grace >= 0:
+        raise ConfigError(f"grace must be a number of seconds from 0 on, not {shown(grace)}")
+    return grace

@@ -15,7 +15,7 @@ from asyncqueue.cli.output import json_option, moment, print_json
 from asyncqueue.cli.result import described, ends_well, shown
 from asyncqueue.cli.target import Address, addressed, split
 from asyncqueue.clock import NANOSECONDS
-from asyncqueue.options import SendOptions, eta_of
+from asyncqueue.options import SendOptions, check_send_options, eta_of
 from asyncqueue.server import Server
 from asyncqueue.signature import Signature
 
@@ -79,7 +79,9 @@ def send(
     if queue is not None:
         changes["routing_key"] = queue
     if countdown is not None:
-        changes["eta"] = eta_of(SendOptions(countdown=countdown), server.clock)
+        options = SendOptions(countdown=countdown)
+        check_send_options(name, options)
+        changes["eta"] = eta_of(name, options, server.clock)
     asyncio.run(_send(server, signature.with_changes(**changes), wait, as_json=as_json))
 
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from asyncqueue import names
 from asyncqueue.errors import ConfigError
 from asyncqueue.redact import redact_url
 
@@ -30,7 +31,6 @@ Kind = Literal["text", "flag", "whole number", "seconds", "list", "map"]
 _TEN_YEARS = 315_360_000
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_QUEUE = re.compile(r"[A-Za-z0-9_.:{}/-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,10 @@ def shown_key(key: object) -> str:
 
 
 def _queue(name: str) -> str:
-    if not _QUEUE.fullmatch(name):
+    if not names.valid_key(name):
         raise ValueError("a queue's name has 1 to 200 of the characters A-Z a-z 0-9 _ . : { } / -")
+    if names.reserved(name):
+        raise ValueError("stores keep something of their own under this name; expected another one")
     return name
 
 

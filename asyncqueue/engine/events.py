@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
+
+from asyncqueue.errors import ConfigError, shown
+
+H = TypeVar("H")
 
 log = logging.getLogger("asyncqueue")
 
@@ -324,30 +329,53 @@ class Events:
     def __init__(self, logger: logging.Logger | None = None) -> None:
         self._log = logger or log
         self._listeners: list[Listener] = []
+        self._whole: Events | None = None
+
+    def part(self) -> Events:
+        """Where one of several says what happens to it: its own listeners are told, and everybody here."""
+        part = Events()
+        part._whole = self
+        return part
 
     @property
     def detailed(self) -> bool:
-        return bool(self._listeners) or self._log.isEnabledFor(logging.DEBUG)
+        whole = self._log.isEnabledFor(logging.DEBUG) if self._whole is None else self._whole.detailed
+        return whole or bool(self._listeners)
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with every event from now on, in the loop of the worker; with ``LoopBlocked`` from another
-        thread, since that loop does not turn."""
-        self._listeners.append(listener)
+        thread, since that loop does not turn. Raises ``ConfigError`` for what is no plain function."""
+        self._listeners.append(checked_hook("events.listen", listener, awaited=False))
 
     def use_logger(self, logger: logging.Logger) -> None:
         """Write log lines to this logger."""
         self._log = logger
 
     def emit(self, event: Event) -> None:
-        level = event.level()
-        if self._log.isEnabledFor(level):
-            exception = getattr(event, "exception", None)
-            self._log.log(level, "%s", printable(event.text()), extra=_facts(event), exc_info=exception)
+        if self._whole is not None:
+            self._whole.emit(event)
+        else:
+            self._write(event)
         for listener in self._listeners:
             try:
                 listener(event)
             except Exception:
-                self._log.exception("a listener failed on %s", type(event).__name__)
+                (self._whole or self)._log.exception("a listener failed on %s", type(event).__name__)
+
+    def _write(self, event: Event) -> None:
+        level = event.level()
+        if self._log.isEnabledFor(level):
+            exception = getattr(event, "exception", None)
+            self._log.log(level, "%s", printable(event.text()), extra=_facts(event), exc_info=exception)
+
+
+def checked_hook(place: str, hook: H, *, awaited: bool = True) -> H:
+    """A function of the user's. Raises ``ConfigError`` for what is none, or would have to be ``awaited`` and is not."""
+    if not callable(hook):
+        raise ConfigError(f"{place}: expected a function, not {shown(hook)}")
+    if not awaited and inspect.iscoroutinefunction(hook):
+        raise ConfigError(f"{place}: expected a plain function, not {shown(hook)}, which would not be awaited")
+    return hook
 
 
 def printable(text: str, limit: int = 4_096) -> str:

@@ -52,7 +52,6 @@ class Parameter:
     name: str
     codec: Codec
     required: bool
-    keyword_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,7 @@ class Registered:
     function: Function
     options: TaskOptions
     parameters: tuple[Parameter, ...]
+    named: tuple[Parameter, ...]  # those that take an argument by name only
     variadic: Codec | None
     variadic_keywords: Codec | None
     results: tuple[Codec, ...] | None
@@ -79,6 +79,7 @@ class Registered:
     signature: inspect.Signature
     by_name: Mapping[str, Parameter] = field(default_factory=dict)
     required: int = 0
+    asks_by_name: bool = False
     context_place: int | None = None  # among the positional parameters; None: its parameter is keyword-only
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Arg, ...], bool]:
@@ -96,7 +97,7 @@ class Registered:
         positional = list(self._positional(args))
         rest = {name: value for name, value in kwargs.items() if name in bound.arguments or name in kwargs}
         for parameter in self.parameters[len(positional) :]:
-            if parameter.keyword_only or parameter.name not in rest:
+            if parameter.name not in rest:
                 break
             positional.append(self._arg(parameter.name, parameter.codec, rest.pop(parameter.name)))
         named = [self._named(name, value) for name, value in rest.items()]
@@ -112,7 +113,7 @@ class Registered:
             return self._bind_by_name(args)
         count = len(args)
         parameters = self.parameters
-        if count < self.required or (count > len(parameters) and self.variadic is None):
+        if count < self.required or (count > len(parameters) and self.variadic is None) or self.asks_by_name:
             raise self._wrong_count(count)
         try:
             values = [
@@ -122,8 +123,6 @@ class Registered:
                 values.extend(self.variadic.decode(arg.type, arg.value) for arg in args[len(parameters) :])
         except ArgumentError as exc:
             raise self._which(args, exc) from exc
-        if count <= len(parameters) and any(parameter.keyword_only for parameter in parameters[:count]):
-            raise self._wrong_count(count)
         return Bound(values, {})
 
     def with_context(
@@ -199,8 +198,6 @@ class Registered:
     def _positional(self, args: Sequence[Any]) -> tuple[Arg, ...]:
         if len(args) > len(self.parameters) and self.variadic is None:
             raise self._wrong_count(len(args))
-        if any(parameter.keyword_only for parameter in self.parameters[: len(args)]):
-            raise self._wrong_count(len(args))
         count = len(self.parameters)
         return tuple(self._arg(str(index + 1), self._codec_at(index, count), value) for index, value in enumerate(args))
 
@@ -235,25 +232,38 @@ class Registered:
         return error
 
     def _wrong_count(self, count: int) -> ArgumentError:
-        most = sum(not parameter.keyword_only for parameter in self.parameters)
+        most = len(self.parameters)
         wanted = f"at least {self.required}" if self.variadic is not None else _range(self.required, most)
-        return ArgumentError(f"task {self.name}{self._shown()} takes {wanted} arguments, not {count}")
+        by_name = f" and, by name, {', '.join(each.name for each in self.named)}" if self.named else ""
+        return ArgumentError(f"task {self.name}{self._shown()} takes {wanted} arguments{by_name}, not {count}")
 
     def _shown(self) -> str:
         shown = [f"{parameter.name}: {parameter.codec.type_name}" for parameter in self.parameters]
         if self.variadic is not None:
             shown.append(f"*{self.variadic.type_name}")
+        elif self.named:
+            shown.append("*")
+        shown += [f"{parameter.name}: {parameter.codec.type_name}" for parameter in self.named]
         return f"({', '.join(shown)})"
 
 
 class Registry:
-    """Names to tasks. Registering a name again replaces what it meant."""
+    """Names to tasks, one function for each."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, Registered] = {}
 
-    def add(self, registered: Registered) -> None:
-        self._tasks[registered.name] = registered
+    def add(self, *tasks: Registered) -> None:
+        """Add all of them, or none. A function that is registered again, as by a module that is loaded again, replaces
+        what it was. Raises ``ConfigError`` where another function has the name."""
+        for task in tasks:
+            known = self._tasks.get(task.name)
+            if known is not None and not _is_same(known.function, task.function):
+                raise ConfigError(
+                    f"two functions are named task {task.name!r}: {_place(known.function)} and"
+                    f" {_place(task.function)}; expected another name for one of them"
+                )
+        self._tasks.update({task.name: task for task in tasks})
 
     def find(self, name: str) -> Registered | None:
         """The task of that name, or None."""
@@ -291,35 +301,73 @@ class Registry:
 
 def register(name: str, function: Function, options: TaskOptions) -> Registered:
     """Read a function's parameters and annotations. Raises ``ConfigError`` where it cannot be a task."""
-    if not callable(function):
-        raise ConfigError(f"task {name!r} must be a function, not {type(function).__name__}")
     problem = names.own_task_name_problem(name)
     if problem:
         raise ConfigError(problem)
-    inner = inspect.unwrap(function) if not isinstance(function, functools.partial) else function.func
+    if not callable(function):
+        raise ConfigError(f"task {name!r} must be a function, not {type(function).__name__}")
+    inner = _inner(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise ConfigError(f"task {name!r} must return its result, and {inner.__name__} is a generator function")
     try:
         described = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner).__call__
         hints = typing.get_type_hints(described, include_extras=True)
         signature = inspect.signature(function)
     except Exception as exc:
         raise ConfigError(f"task {name!r}: cannot read its annotations: {exc}") from exc
+    if next(iter(signature.parameters), "") == "self":
+        raise ConfigError(
+            f"task {name!r}: nobody gives it its parameter 'self'; expected a bound method (object.{name}), or for the"
+            " context of a run a parameter annotated with TaskContext"
+        )
     context_parameter, context_place, signature = _without_context(signature, hints)
-    parameters, variadic, variadic_keywords = _parameters(signature, hints)
+    parameters, named, variadic, variadic_keywords = _parameters(signature, hints)
     return Registered(
         name=name,
         function=function,
         options=options,
         parameters=parameters,
+        named=named,
         variadic=variadic,
         variadic_keywords=variadic_keywords,
         results=_results(hints),
         is_async=inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__),
         context_parameter=context_parameter,
         signature=signature,
-        by_name={parameter.name: parameter for parameter in parameters},
+        by_name={parameter.name: parameter for parameter in (*parameters, *named)},
         required=sum(parameter.required for parameter in parameters),
+        asks_by_name=any(parameter.required for parameter in named),
         context_place=context_place,
     )
+
+
+def _inner(function: Function) -> Function:
+    """The function itself, beneath decorators or a ``partial``."""
+    return function.func if isinstance(function, functools.partial) else inspect.unwrap(function)
+
+
+def _is_same(one: Function, other: Function) -> bool:
+    """Whether one definition made both: a module that is loaded again, or as ``__main__`` as well, makes new ones."""
+    return one is other or not _identities(one).isdisjoint(_identities(other))
+
+
+def _identities(function: Function) -> frozenset[str]:
+    module, name, file, line = _origin(function)
+    if name.endswith("<lambda>"):
+        name += str(line)  # all of them have one name
+    return frozenset({f"{module}.{name}", f"{file}:{name}"})
+
+
+def _origin(function: Function) -> tuple[str, str, str, int]:
+    inner = _inner(function)
+    code = getattr(inner, "__code__", None)
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return inner.__module__, name, code.co_filename if code else "", code.co_firstlineno if code else 0
+
+
+def _place(function: Function) -> str:
+    module, name, file, line = _origin(function)
+    return f"{module}.{name} ({file}:{line})" if file else f"{module}.{name}"
 
 
 def untyped_value_of(results: Sequence[TaskResult]) -> Any:
@@ -357,8 +405,9 @@ def _without_context(
 
 def _parameters(
     signature: inspect.Signature, hints: dict[str, Any]
-) -> tuple[tuple[Parameter, ...], Codec | None, Codec | None]:
+) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...], Codec | None, Codec | None]:
     parameters: list[Parameter] = []
+    named: list[Parameter] = []
     variadic: Codec | None = None
     variadic_keywords: Codec | None = None
     for parameter in signature.parameters.values():
@@ -369,10 +418,9 @@ def _parameters(
             case inspect.Parameter.VAR_KEYWORD:
                 variadic_keywords = each
             case kind:
-                required = parameter.default is inspect.Parameter.empty
-                keyword_only = kind is inspect.Parameter.KEYWORD_ONLY
-                parameters.append(Parameter(parameter.name, each, required, keyword_only))
-    return tuple(parameters), variadic, variadic_keywords
+                own = Parameter(parameter.name, each, parameter.default is inspect.Parameter.empty)
+                (named if kind is inspect.Parameter.KEYWORD_ONLY else parameters).append(own)
+    return tuple(parameters), tuple(named), variadic, variadic_keywords
 
 
 def _results(hints: dict[str, Any]) -> tuple[Codec, ...] | None:
@@ -397,6 +445,9 @@ def _result(name: str, each: Codec, value: Any) -> TaskResult:
     try:
         type_name, wire = each.encode(value)
     except ArgumentError as exc:
+        if inspect.iscoroutine(value):
+            value.close()
+            raise ArgumentError(f"task {name} returned a coroutine that was not awaited; expected its result") from None
         raise ArgumentError(f"the result of task {name}: {exc}") from exc
     return made(TaskResult, type=type_name, value=wire)
 

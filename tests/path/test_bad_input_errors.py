@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from asyncqueue import (
     TaskFailed,
     Unavailable,
     Worker,
+    chain,
     urls,
 )
 from asyncqueue.brokers.base import Message
@@ -363,7 +365,7 @@ async def _add(a: int, b: Int8 = 0) -> int:
         ({"priority": -1}, "priority must be"),
         ({"retries": -1}, "retries must be"),
         ({"retries": 1.5}, "retries must be"),
-        ({"countdown": "5"}, "countdown must be a number of seconds"),
+        ({"countdown": "5"}, "countdown must be a finite number of seconds"),
         ({"countdown": 1e30}, "countdown.*year"),
         ({"on_success": "add"}, "on_success must be a signature"),
         ({"headers": "x"}, "headers must be a mapping"),
@@ -371,6 +373,12 @@ async def _add(a: int, b: Int8 = 0) -> int:
         ({"prority": 5}, "no option 'prority'; did you mean 'priority'"),
         ({"delay": 5}, "no option 'delay' .known: eta, countdown"),
         ({"queue": 7}, "queue must be a text"),
+        ({"eta": "tomorrow"}, "task add: eta must be a datetime with a time zone"),
+        ({"eta": None}, "task add: eta must be a datetime with a time zone"),
+        ({"countdown": True}, "countdown must be"),
+        ({"headers": {1: "x"}}, "headers must be a mapping of names to values"),
+        ({"immutable": "no"}, "immutable must be True or False"),
+        ({"on_success": [Signature(name="add")]}, "on_success must be a signature, .* or a tuple of them"),
     ],
 )
 async def test_options_of_a_send_that_cannot_be_are_refused(options: Any, said: str, adding: Server) -> None:
@@ -405,9 +413,18 @@ async def test_names_that_cannot_be_are_refused(adding: Server) -> None:
         ({"timeout": 0}, "timeout must be"),
         ({"timeout": math.nan}, "timeout must be"),
         ({"timeout": "30"}, "timeout must be"),
-        ({"retry_on": (ValueError, 5)}, "retry_on must be exceptions, not 5"),
-        ({"backoff": "fast"}, "backoff 'fast': expected fibonacci"),
-        ({"queue": "a b"}, "queue 'a b'"),
+        ({"retry_on": (ValueError, 5)}, "retry_on must be an exception class, or a tuple of them, not .*5"),
+        ({"backoff": "fast"}, "task '_add': backoff 'fast': expected fibonacci"),
+        ({"backoff": 5}, "backoff must be a name, or a plain function"),
+        ({"backoff": lambda attempt: attempt}, "backoff must be a name, or a plain function"),
+        ({"backoff": asyncio.sleep}, "backoff must be a name, or a plain function"),
+        ({"timeout": True}, "timeout must be"),
+        ({"retry_later_limit": 0}, "retry_later_limit must be a whole number from 1 on"),
+        ({"stop_task_deletion_on_error": "no"}, "stop_task_deletion_on_error must be True or False"),
+        ({"queue": "a b"}, "task '_add': queue 'a b'"),
+        ({"queue": ["a"]}, "task '_add': queue .'a'.: expected text"),
+        ({"name": ""}, "task name '': expected 1 to 200"),
+        ({"name": 5}, "task name 5: expected text"),
         ({"retires": 5}, "no option 'retires'; did you mean 'retries'"),
     ],
 )
@@ -425,9 +442,90 @@ def test_workers_that_cannot_be_are_refused() -> None:
         ({"grace": -1.0}, "grace"),
         ({"grace": math.nan}, "grace"),
         ({"queues": ["a", "a"]}, "named twice"),
+        ({"concurrency": "4"}, "concurrency must be a whole number .* not '4'"),
+        ({"concurrency": 1.5}, "concurrency must be a whole number"),
+        ({"grace": "5"}, "grace must be a number of seconds"),
+        ({"queues": 5}, "queues must be a name or a list of names, not 5"),
+        ({"queues": [5]}, "queue 5: expected text"),
     ):
         with pytest.raises(ConfigError, match=said):
             Worker(server, **options)
+    with pytest.raises(ConfigError, match="a worker runs the tasks of a Server, not of str"):
+        Worker("redis://")  # type: ignore[arg-type]  # what somebody without a type checker may do
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": 5}, "the URL of a server must be a text, not int"),
+        ({"broker": ["amqp://a:c4nary-hunter2@b"]}, "broker must be a URL or a driver, not list"),
+        ({"backend": False}, "backend must be a URL or a driver, not bool"),
+        ({"lock": object()}, "lock must be a URL or a driver, not object"),
+        ({"settings": {"broker": "redis://:c4nary-hunter2@b"}}, "settings must be Settings, not dict; Settings.parse"),
+        ({"settings": Settings(go_queues=("orders",))}, "go_queues names .* go_compat is off; expected go_compat"),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(options: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        Server(**options)
+    assert CANARY not in everything_said(raised.value, caplog)
+
+
+def test_go_queues_may_stand_in_one_source_and_go_compat_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.yaml").write_text("broker: memory://\ngo_queues: [orders]\n")
+    with pytest.raises(ConfigError, match="go_compat is off"):
+        Server.from_yaml(tmp_path / "queue.yaml")
+    monkeypatch.setenv("ASYNCQUEUE_GO_COMPAT", "true")
+    server = Server("memory://options")
+    server.override(tmp_path / "queue.yaml")
+    assert server.rules().go.shares("orders")
+
+
+def test_functions_without_a_name_need_one() -> None:
+    server = Server("memory://options")
+    for function in (lambda: 1, functools.partial(_add, 1)):
+        with pytest.raises(ConfigError, match=r"has no name of its own; expected server.task\(name="):
+            server.task(function)
+        assert server.task(name="named")(function).name == "named"
+        server = Server("memory://options")
+
+
+def test_a_task_of_one_server_can_be_one_of_another_too() -> None:
+    here, there = Server("memory://here"), Server("memory://there")
+    assert there.task(here.task(name="add")(_add)).function is _add
+    assert there.registered_task_names() == ["add"]
+
+
+async def test_what_is_no_task_is_refused_where_it_is_sent(adding: Server) -> None:
+    add = adding.task(name="add")(_add)
+    server: Any = adding  # whoever has no type checker gives anything
+    signature: Any = Signature
+    sends = (
+        (server.send_task(5), "send_task: expected a task, .* not int 5"),
+        (server.send_task(_again), "_again is a function and no task: register it with @server.task"),
+        (server.send_task(_again(1)), r"_again\(…\) was called, not sent: use _again.s\(…\)"),
+        (server.send_task(add.send(1)), r"use s\(…\) in place of send\(…\)"),
+        (server.send_many(add.s(1)), "send_many: expected a list of signatures"),
+        (server.send_many(None), "send_many: expected a list of signatures, not None"),
+        (server.send_many([add.s(1), "add"]), r"send_many: 'add' is a name: use server.signature\('add'"),
+        (server.send_many([chain(add.s(1), add.s())]), "send_many: a chain is more than one task: use send"),
+        (server.send(5), "send: expected a task, a signature or a workflow, not int 5"),
+        (server.send([add.s(1)]), "send: expected a task, a signature or a workflow, not list"),
+    )
+    for send, said in sends:
+        with pytest.raises(ArgumentError, match=said):
+            await send
+    with pytest.raises(ArgumentError, match=r"a result is asked for by its UUID, .* not by TaskSignature"):
+        server.result(add.s(1))
+    with pytest.raises(ConfigError, match="cron spec 5: expected a text"):
+        server.schedule(5, "often", add.s(1))
+    with pytest.raises(ArgumentError, match="task add: a signature has no field 'queue'"):
+        add.s(1).with_changes(queue="x")
+    with pytest.raises(ValueError, match=r"queue\n.*[Ee]xtra"):
+        signature(name="add", queue="x")
+    await nothing_was_sent(adding)
 
 
 async def test_a_message_over_the_limit_is_refused_with_both_sizes(adding: Server) -> None:

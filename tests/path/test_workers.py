@@ -201,6 +201,56 @@ async def test_hooks_are_called_around_every_run(stores: Stores, bench: Bench) -
     assert told == ["before add", "after add", "before fail", "after fail", "error fail ValueError: no ValueError"]
 
 
+async def test_hooks_and_listeners_are_told_of_their_own_worker_alone(one_store: Stores, bench: Bench) -> None:
+    server = bench.server()
+    told: list[tuple[str, str]] = []
+    gate = asyncio.Event()
+
+    @server.task
+    async def fail(queue: str) -> None:
+        raise ValueError(queue)
+
+    @server.task
+    async def wait() -> None:
+        await gate.wait()
+
+    def worker_of(queue: str) -> Worker:
+        worker = Worker(server, queues=queue, grace=5)
+        worker.on_error(lambda event: told.append((queue, event.queue)))
+        worker.post_task(lambda context: told.append((queue, context.queue)))
+        worker.events.listen(lambda event: told.append((queue, getattr(event, "queue", queue))))
+        return worker
+
+    async with worker_of("one"), worker_of("two"):
+        for queue in ("one", "two"):
+            await (await fail.with_(queue=queue).send(queue)).wait(PATIENCE)
+    assert {queue for queue, _ in told} == {"one", "two"}
+    assert all(hooked == ran for hooked, ran in told)
+    before = len(told)
+    async with Worker(server, queues="three", grace=5):
+        await (await fail.with_(queue="three").send("three")).wait(PATIENCE)
+    assert len(told) == before
+
+
+async def test_hooks_that_a_worker_would_not_call_are_refused(bench: Bench, anywhere: Stores) -> None:
+    worker = Worker(bench.server())
+
+    async def later(event: TaskFailed) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"worker\.on_error: expected a plain function, not .*later"):
+        worker.on_error(later)  # type: ignore[arg-type]  # what somebody without a type checker may do
+    hooks: Any = (worker.pre_task, worker.post_task, worker.on_error, worker.pre_consume)
+    for hook in hooks:
+        with pytest.raises(ConfigError, match=rf"worker\.{hook.__name__}: expected a function, not 5"):
+            hook(5)
+    if anywhere.is_eager:
+        return
+    async with worker:
+        for hook in hooks:
+            with pytest.raises(ConfigError, match=rf"worker\.{hook.__name__}: this worker was started already"):
+                hook(print)
+
+
 async def test_middleware_wraps_runs_the_first_one_outermost(anywhere: Stores, bench: Bench) -> None:
     server = bench.server()
     told: list[str] = []
@@ -261,6 +311,30 @@ async def test_a_closed_gate_keeps_a_worker_from_fetching(one_store: Stores, ben
         await in_time(asked.wait())
         assert (await sent.state()).state is State.PENDING
         is_open = True
+        assert await sent.get(PATIENCE) == 3
+
+
+async def test_of_several_gates_each_can_keep_a_worker_from_fetching(bench: Bench, one_store: Stores) -> None:
+    server = bench.server()
+    add = adding(server)
+    worker = Worker(server, grace=5)
+    is_open, asked = [False, True], asyncio.Event()
+
+    @worker.pre_consume
+    def first(each: Worker) -> bool:
+        return is_open[0]
+
+    @worker.pre_consume
+    async def second(each: Worker) -> bool:
+        asked.set()
+        return is_open[1]
+
+    sent = await add.send(1, 2)
+    async with worker:
+        is_open[:] = [True, False]
+        await in_time(asked.wait())
+        assert (await sent.state()).state is State.PENDING
+        is_open[1] = True
         assert await sent.get(PATIENCE) == 3
 
 

@@ -192,15 +192,15 @@ async def test_a_cancelled_run_raises_and_one_that_cancels_itself_fails(threads:
     async def cancel_itself(a: int, b: int) -> None:
         raise asyncio.CancelledError("mine")
 
-    registry = desk.execution._registry
-    registry.add(register("add", wait, TaskOptions()))
-    running = asyncio.create_task(desk.outcome())
+    desk.execution._registry.add(
+        register("wait", wait, TaskOptions()), register("cancel_itself", cancel_itself, TaskOptions())
+    )
+    running = asyncio.create_task(desk.outcome(name="wait"))
     await waiting.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    registry.add(register("add", cancel_itself, TaskOptions()))
-    assert await desk.outcome() == Failed("CancelledError: mine")
+    assert await desk.outcome(name="cancel_itself") == Failed("CancelledError: mine")
 
 
 async def test_a_timeout_of_the_tasks_own_is_not_its_time_limit(threads: ThreadPoolExecutor) -> None:
@@ -209,5 +209,5 @@ async def test_a_timeout_of_the_tasks_own_is_not_its_time_limit(threads: ThreadP
     async def impatient(a: int, b: int) -> None:
         raise TimeoutError("of my own")
 
-    desk.execution._registry.add(register("add", impatient, TaskOptions(timeout=60)))
-    assert await desk.outcome(retry_count=1) == Retry("TimeoutError: of my own", 1.0, counts=True)
+    desk.execution._registry.add(register("impatient", impatient, TaskOptions(timeout=60)))
+    assert await desk.outcome(name="impatient", retry_count=1) == Retry("TimeoutError: of my own", 1.0, counts=True)

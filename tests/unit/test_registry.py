@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import inspect
+import runpy
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +68,23 @@ def test_any_number_of_arguments() -> None:
     assert round_trip(made(total), "x", 1, 2, 3) == "x 6"
     assert round_trip(made(total), "x") == "x 0"
     assert round_trip(made(named), a=1, b=2) == {"a": 1, "b": 2}
+
+
+def test_parameters_that_go_by_name_only_stand_beside_any_number_of_arguments() -> None:
+    def task(*values: int, scale: int = 1) -> int:
+        return sum(values) * scale
+
+    def picky(a: int, *, b: int) -> int:
+        return a * b
+
+    assert round_trip(made(task), 1, 2) == 3
+    assert round_trip(made(task), 1, 2, scale=3) == 9
+    assert round_trip(made(picky), 2, b=3) == 6
+    for refused in (lambda: made(picky).arguments((1, 2), {}), lambda: round_trip(made(picky), 1)):
+        with pytest.raises(
+            ArgumentError, match=r"task task\(a: int64, \*, b: int64\) takes 1 arguments and, by name, b"
+        ):
+            refused()
 
 
 def test_models_none_and_nested_values_travel() -> None:
@@ -205,7 +229,18 @@ def test_a_result_that_breaks_its_annotation_is_told(hint: Any, value: Any, said
         returning(hint).results_of(value)
 
 
-def test_names_are_found_replaced_and_listed() -> None:
+@pytest.mark.parametrize("hint", [Any, int])
+def test_a_coroutine_that_was_not_awaited_is_told_as_such(hint: Any) -> None:
+    async def number() -> int:
+        return 1
+
+    unawaited = number()
+    with pytest.raises(ArgumentError, match="task task returned a coroutine that was not awaited; expected its result"):
+        returning(hint).results_of(unawaited)
+    assert inspect.getcoroutinestate(unawaited) == inspect.CORO_CLOSED
+
+
+def test_names_are_found_and_listed() -> None:
     registry = Registry()
     first, second = register("b", lambda: 1, TaskOptions()), register("a", lambda: 1, TaskOptions())
     registry.add(first)
@@ -213,15 +248,82 @@ def test_names_are_found_replaced_and_listed() -> None:
     assert (registry.names(), registry.find("b"), registry.find("c")) == (["a", "b"], first, None)
     with pytest.raises(TaskNotRegistered, match="registered: a, b"):
         registry.get("c")
-    again = register("b", lambda: 2, TaskOptions())
-    registry.add(again)
-    assert registry.get("b") is again
+
+
+def test_two_functions_of_one_name_are_an_error_that_says_where_both_are() -> None:
+    def first() -> None: ...
+
+    def second() -> None: ...
+
+    registry = Registry()
+    registry.add(register("a", first, TaskOptions()))
+    both = r"task 'a': tests\.unit\.test_registry\.\S+\.first \(\S+:\d+\) and \S+\.second \(\S+:\d+\)"
+    with pytest.raises(ConfigError, match=both):
+        registry.add(register("b", second, TaskOptions()), register("a", second, TaskOptions()))
+    assert registry.names() == ["a"]
+    with pytest.raises(ConfigError, match="task 'a'"):
+        registry.add(register("a", functools.partial(second), TaskOptions()))
+    assert registry.get("a").function is first
+
+
+def test_lambdas_of_one_name_are_told_apart_by_their_lines() -> None:
+    registry = Registry()
+    for _ in range(2):
+        registry.add(register("a", lambda: 1, TaskOptions()))
+    with pytest.raises(ConfigError, match="two functions are named task 'a'"):
+        registry.add(register("a", lambda: 2, TaskOptions()))
+
+
+def test_a_module_that_is_loaded_again_registers_its_tasks_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry()
+    monkeypatch.setattr(functools, "tasks_of_a_test", registry, raising=False)  # which no load makes anew
+    path = tmp_path / "tasks_to_load_again.py"
+    source = """
+import functools
+from asyncqueue.engine.registry import TaskOptions, register
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+functools.tasks_of_a_test.add(register("add", add, TaskOptions()))
+"""
+    path.write_text(source)
+    module = importlib.import_module(path.stem)
+    first = registry.get("add").function
+    path.write_text("\n\n" + source)
+    importlib.reload(module)
+    second = registry.get("add").function
+    runpy.run_path(str(path), run_name="__main__")
+    assert len({first, second, registry.get("add").function}) == 3
+    del sys.modules[path.stem]
 
 
 @pytest.mark.parametrize(("name", "function"), [("", print), ("a\nb", print), ("x" * 201, print), ("a", 7)])
 def test_what_cannot_be_a_task_is_told(name: str, function: Any) -> None:
     with pytest.raises(ConfigError):
         register(name, function, TaskOptions())
+
+
+def test_functions_that_nobody_could_run_are_told() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    async def later_numbers() -> AsyncIterator[int]:
+        yield 1
+
+    class Shop:
+        def sell(self, item: int) -> int:
+            return item
+
+    for function in (numbers, later_numbers):
+        with pytest.raises(ConfigError, match=rf"task 'a' must return its result, and {function.__name__} is a gen"):
+            register("a", function, TaskOptions())
+    with pytest.raises(ConfigError, match=r"task 'sell': nobody gives it its parameter 'self'; expected a bound"):
+        register("sell", Shop.sell, TaskOptions())
+    assert round_trip(register("sell", Shop().sell, TaskOptions()), 3) == 3
 
 
 @pytest.mark.parametrize("name", ["aq.pass", "aq.none", "aq.deadline", "aq.later"])
