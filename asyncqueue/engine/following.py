@@ -84,8 +84,8 @@ def after_replacement(
     rules: Rules,
     now_ns: int,
 ) -> Settled:
-    """``base`` with the workflow that a task goes on as. Groups with members in its ``plans`` are opened with it, as when
-    it is sent."""
+    """``base`` with the workflow that a task goes on as. Groups with members in its ``plans`` are opened with it, as
+    when it is sent."""
     ready = [with_headers(timed(each, now_ns), {CHECK_HEADER: "1"}) for each in entries]
     return replace(_sending(base, ready, rules, now_ns, plans), alive=(signature.uuid, *family(signature)))
 
