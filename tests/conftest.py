@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
@@ -391,6 +391,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     matrix.tell(item)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What a test printed may hold half a character, which one process cannot hand on to another."""
+    return _in_whole_characters((yield))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What passed on which driver, and what did not run, and why."""
     matrix.print_table(terminalreporter)
@@ -404,6 +410,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not run here")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:5}  {reason}")
+
+
+def _in_whole_characters(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {key: _in_whole_characters(each) for key, each in value.items()}
+        case list() | tuple():
+            return type(value)(_in_whole_characters(each) for each in value)
+        case _:
+            return value
 
 
 def _theirs_or_own(variable: str, own: Named) -> Iterator[str]:
