@@ -207,7 +207,7 @@ async def test_a_group_that_is_complete_in_time_has_no_deadline_any_more(stores:
     its = Table(bench.server())
     its.gate.set()
     async with bench.working(its.server):
-        result = await its.send(its.row.s("b"), "fail", group_timeout=0.3)
+        result = await its.send(its.row.s("b"), "fail", group_timeout=3)
         assert await result.get(PATIENCE) == ["title", "a", "b", "c"]
         await nothing_is_queued(its.server)  # the deadline has come, too
         assert await (await its.server.chord_result(result.id)).get(PATIENCE) == ["title", "a", "b", "c"]
