@@ -168,7 +168,7 @@ async def test_our_own_tasks_and_options_leave_the_same(
         return json.loads((GOLDEN / version / "redis" / "publish" / f"{name}.json").read_text())
 
     plain = recorded("add")
-    server = make(clock=clock_of(plain))
+    server = make(clock=clock_of(plain), tasks=False)
     add, multiply, noop, record_error = (
         server.task(name=name)(function)
         for name, function in (("add", _add), ("multiply", _multiply), ("noop", _noop), ("record_error", _record_error))
