@@ -529,7 +529,7 @@ def _checked(plain: Codec, annotation: Any) -> Codec:
         try:
             return adapter().validate_python(value)
         except ValidationError as exc:
-            raise ArgumentError(f"{shown(value)}: {_complaint(exc)}") from None
+            raise ArgumentError(f"{_complaint(exc)}, not {shown(value)}") from None
 
     return Codec(
         plain.type_name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_args, overload
 
@@ -17,7 +17,7 @@ from typing_extensions import TypeVar as DefaultTypeVar
 
 from asyncqueue.errors import ArgumentError, shown
 from asyncqueue.signature import Call, Signature, Typed
-from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow
+from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow, signatures_in
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
@@ -185,7 +185,7 @@ def owner_of(workflow: Node) -> Server | None:
     """The server whose tasks these are, or None where they know none. Raises ``ArgumentError`` where they belong to
     several."""
     servers: dict[int, tuple[Any, str]] = {}
-    for leaf in _leaves(workflow):
+    for leaf in signatures_in([workflow]):
         if isinstance(leaf, Call) and leaf.sender is not None:
             servers.setdefault(id(leaf.sender), (leaf.sender, leaf.name))
     found = list(servers.values())
@@ -226,25 +226,6 @@ def _members(given: Any) -> Parallel:
 def _flat(*links: Any) -> tuple[Node, ...]:
     nodes = [part_of(link, "chain", len(links)) for link in links]
     return tuple(part for node in nodes for part in (node.links if isinstance(node, Series) else (node,)))
-
-
-def _leaves(workflow: Node) -> Iterator[Signature]:
-    waiting: list[Node] = [workflow]
-    seen: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        match node:
-            case Signature():
-                yield node
-            case Series(links):
-                waiting.extend(reversed(links))
-            case Parallel(members):
-                waiting.extend(reversed(members))
-            case Join(members, callback):
-                waiting += [callback, members]
 
 
 def _is_number(value: object) -> bool:

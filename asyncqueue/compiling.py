@@ -44,6 +44,7 @@ from asyncqueue.workflow import (
     Workflow,
     attempt_of,
     group_id_of,
+    signatures_in,
     tasks_in,
     watch_id_of,
 )
@@ -599,27 +600,9 @@ def _is_sealed(signature: Signature) -> bool:
 
 def _is_shared(nodes: Iterable[Node], go: GoCompat, default_queue: str) -> bool:
     """Whether Go's workers may run a task in there."""
-    return go.is_on and any(go.shares(each.routing_key or default_queue) for each in _signatures_in(nodes))
-
-
-def _signatures_in(nodes: Iterable[Node]) -> Iterator[Signature]:
-    """All that nodes are made of, at any depth, each object once."""
-    waiting, seen = [*nodes], set[int]()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        match node:
-            case Signature():
-                yield node
-                waiting.extend(nested(node))
-            case Series(links):
-                waiting.extend(links)
-            case Parallel(members):
-                waiting.extend(members)
-            case Join(group, callback):
-                waiting += (group, callback)
+    return go.is_on and any(
+        go.shares(each.routing_key or default_queue) for each in signatures_in(nodes, with_nested=True)
+    )
 
 
 def _leading_to(group_id: str, entries: Iterable[Signature]) -> list[Signature]:

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import BaseModel
 
-from asyncqueue.signature import MODEL, Arg, Plan, Signature, header, with_headers
+from asyncqueue.signature import MODEL, Arg, Plan, Signature, header, nested, with_headers
 from asyncqueue.state import GroupMeta
 
 ON_FAILURE_HEADER = "aq-on-failure"
@@ -228,6 +228,29 @@ def is_of_go(group_id: str, callback: Signature) -> bool:
 def watch_id_of(group_id: str) -> str:
     """The UUID of the ``aq.watch`` of a group: there is one, whoever begins it."""
     return f"task_{uuid5(NAMESPACE_OID, f'{group_id}/watch')}"
+
+
+def signatures_in(nodes: Iterable[Node], *, with_nested: bool = False) -> Iterator[Signature]:
+    """What workflows are made of, in their order, each object once; ``with_nested``: what is in those signatures too,
+    at any depth."""
+    waiting: list[Node] = _reversed(nodes)
+    seen = set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        match node:
+            case Signature():
+                yield node
+                if with_nested:
+                    waiting += _reversed(nested(node))
+            case Series(links):
+                waiting += _reversed(links)
+            case Parallel(members):
+                waiting += _reversed(members)
+            case Join(group, callback):
+                waiting += (callback, group)
 
 
 def tasks_in(signatures: Iterable[Signature], plans: Iterable[Plan] = ()) -> list[Signature]:

@@ -184,7 +184,10 @@ class Execution:
                 value = await self._wrapped(registered, args, kwargs, context, threads)
             if isinstance(value, Signature | Workflow):
                 raise Replacement(value)  # as ctx.replace does
-            results = registered.results_of(value)
+            try:
+                results = registered.results_of(value)
+            except ArgumentError as exc:
+                raise exc.with_traceback(None) from None  # the task's own lines are over: ours tell nothing more
             if self._is_beside_go:
                 self._check_for_go(signature, results)
             outcome = Succeeded(results)

@@ -193,13 +193,13 @@ class Registered:
         try:
             return each.decode(arg.type, arg.value)
         except ArgumentError as exc:
-            raise ArgumentError(f"task {self.name}, argument {arg.name or index + 1}: {exc}") from exc
+            raise ArgumentError(f"task {self.name}, argument {arg.name or self._place(index)}: {exc}") from exc
 
     def _positional(self, args: Sequence[Any]) -> tuple[Arg, ...]:
         if len(args) > len(self.parameters) and self.variadic is None:
             raise self._wrong_count(len(args))
         count = len(self.parameters)
-        return tuple(self._arg(str(index + 1), self._codec_at(index, count), value) for index, value in enumerate(args))
+        return tuple(self._arg(index, self._codec_at(index, count), value) for index, value in enumerate(args))
 
     def _codec_at(self, index: int, count: int) -> Codec:
         if index < count:
@@ -214,12 +214,16 @@ class Registered:
         arg = self._arg(name, each, value)
         return Arg(name=name, type=arg.type, value=arg.value)
 
-    def _arg(self, where: str, each: Codec, value: Any) -> Arg:
+    def _arg(self, where: int | str, each: Codec, value: Any) -> Arg:
         try:
             type_name, wire = each.encode(value)
         except ArgumentError as exc:
-            raise ArgumentError(f"task {self.name}, argument {where}: {exc}") from exc
+            place = where if isinstance(where, str) else self._place(where)
+            raise ArgumentError(f"task {self.name}, argument {place}: {exc}") from exc
         return made(Arg, name="", type=type_name, value=wire)
+
+    def _place(self, index: int) -> str:
+        return f"{index + 1} ({self.parameters[index].name})" if index < len(self.parameters) else f"{index + 1}"
 
     def _which(self, args: Sequence[Arg], error: ArgumentError) -> ArgumentError:
         """The same error, saying which argument it is about: found by trying again, since errors are rare."""

@@ -573,6 +573,24 @@ async def test_arguments_that_nobody_could_check_are_a_failure_with_its_callback
     assert "argument 1" in told[0]
 
 
+async def test_a_result_that_is_not_what_the_task_says_is_told_without_our_own_lines(
+    bench: Bench, one_store: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = bench.server()
+
+    @server.task
+    async def count() -> int:
+        return "three"  # type: ignore[return-value]  # that is what is tried here
+
+    async with bench.working(server):
+        with pytest.raises(TaskFailed, match=r"the result of task count: .three. is not int64"):
+            await (await count.send()).get(30)
+    (failure,) = (record for record in caplog.records if record.levelno >= logging.ERROR)
+    assert failure.exc_info
+    lines = traceback.format_exception(failure.exc_info[1])
+    assert sum(line.lstrip().startswith("File ") for line in lines) == 1
+
+
 async def test_a_task_that_nobody_knows_is_kept_and_one_warning_names_it(
     bench: Bench, one_store: Stores, caplog: pytest.LogCaptureFixture
 ) -> None:
