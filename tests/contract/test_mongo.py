@@ -369,14 +369,20 @@ class TestOfItsOwn(BackendOnMongo, BackendSuite):
         await client.close()
 
     async def test_a_stream_that_breaks_is_opened_again(self) -> None:
-        await self.backend.begin([state("task_a"), state("task_b")])
-        watching = asyncio.create_task(self.watch(self.backend, "task_a", "task_b"))
-        await self.until_told()
-        self.database.tasks.rename("tasks_old")  # which invalidates every stream of it
-        self.database.tasks_old.rename("tasks")
-        await self.until_told()
+        heard = Commands()
+        client: AsyncMongoClient[Any] = AsyncMongoClient(self.url, event_listeners=[heard])
+        backend = await self.opened(MongoBackend(self.url, client=client, clock=self.clock))
+        await backend.begin([state("task_a"), state("task_b")])
+        watching = asyncio.create_task(self.watch(backend, "task_a", "task_b"))
+        await self.until_told(backend)
+        self.database.copied.insert_many(self.database.tasks.find())
+        self.database.copied.rename("tasks", dropTarget=True)  # which invalidates every stream of it
+        await self.until(lambda: _holds(heard.count("aggregate") == 2))
+        await self.until_told(backend)
         await self.end_as_go_does("task_a", "task_b")
         assert [each.state for each in await watching] == [State.SUCCESS] * 2
+        await backend.close()
+        await client.close()
 
     async def test_a_server_without_change_streams_is_asked_again_and_again(self, start_server: StartServer) -> None:
         url = start_server(MongoServer(lone=True)).url
