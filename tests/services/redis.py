@@ -284,6 +284,14 @@ class RedisSentinel(RedisGroup):
         """Who is the master now, as the server itself says."""
         return next(each for each in self.pair if each.is_launched and each.role == "master")
 
+    @property
+    def known_master(self) -> RedisServer | None:
+        """Who is the master for all the sentinels; None while they name two."""
+        ports = {
+            each.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.master_name).split()[-1] for each in self.sentinels
+        }
+        return next((each for each in self.pair if {str(each.known_port)} == ports), None)
+
     def join(self) -> None:
         master, replica = self.pair
         replica.call("REPLICAOF", "127.0.0.1", str(master.known_port))
