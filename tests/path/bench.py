@@ -15,6 +15,9 @@ from asyncqueue.state import State
 T = TypeVar("T")
 PATIENCE = 60.0
 
+UNHURRIED = 60.0
+"""A lease (seconds) that does not end on a busy machine either: for tasks that are to run once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

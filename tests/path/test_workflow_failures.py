@@ -31,7 +31,7 @@ from asyncqueue.compiling import compiled
 from asyncqueue.signature import Arg, Signature
 from asyncqueue.state import State
 from asyncqueue.workflow import OnFailure, tasks_in
-from tests.path.bench import PATIENCE, Bench, Stores, in_time, nothing_is_queued, reaches
+from tests.path.bench import PATIENCE, UNHURRIED, Bench, Stores, in_time, nothing_is_queued, reaches
 from tests.path.conftest import ATOMIC
 from tests.path.shapes import (
     Computed,
@@ -304,7 +304,7 @@ def failing_nestings(on_failure: OnFailure, *, every: int) -> list[Shape]:
 async def test_a_failure_anywhere_in_any_nesting_fails_what_needs_it_and_no_more(
     one_store: Stores, bench: Bench, on_failure: OnFailure
 ) -> None:
-    server = bench.server()
+    server = bench.server(lease=UNHURRIED)
     async with bench.working(server):
         await run_all(server, Steps(server), failing_nestings(on_failure, every=7))
 
@@ -317,8 +317,8 @@ async def test_a_failure_anywhere_in_any_nesting_fails_what_needs_it_and_no_more
 async def test_a_failure_anywhere_fails_what_needs_it_and_no_more_with_two_workers(
     stores: Stores, bench: Bench
 ) -> None:
-    server = bench.server()
-    other = bench.server()
+    server = bench.server(lease=UNHURRIED)
+    other = bench.server(lease=UNHURRIED)
     steps = Steps(server)
     Steps(other, like=steps)
     cases = [shape for on_failure in POLICIES for shape in failing_nestings(on_failure, every=23)]

@@ -44,7 +44,7 @@ from asyncqueue.signature import Arg, Signature
 from asyncqueue.testing.clock import ManualClock
 from asyncqueue.workflow import Node
 from asyncqueue.workflow_results import Progress
-from tests.path.bench import PATIENCE, Bench, Stores, eventually, in_time, queued
+from tests.path.bench import PATIENCE, UNHURRIED, Bench, Stores, eventually, in_time, queued
 from tests.path.conftest import FORMS, KINDS, ONE_FAR
 from tests.path.shapes import (
     Computed,
@@ -71,12 +71,12 @@ NESTINGS = nestings()
 @asynccontextmanager
 async def at_work(bench: Bench, workers: int) -> AsyncIterator[tuple[Server, Steps]]:
     """So many servers with a worker each, which know the tasks of shapes; the first of them."""
-    server = bench.server()
+    server = bench.server(lease=UNHURRIED)
     steps = Steps(server)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(bench.working(server))
         for _ in range(workers - 1):
-            other = bench.server()
+            other = bench.server(lease=UNHURRIED)
             Steps(other, like=steps)
             await stack.enter_async_context(bench.working(other))
         yield server, steps
