@@ -24,6 +24,7 @@ from botocore.session import get_session
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from asyncqueue.connections import memory
 from tests import blocking, forgotten, matrix
 from tests.interop import table as interop
 from tests.services import (
@@ -101,6 +102,12 @@ def nothing_blocks_the_loop() -> Iterator[None]:
     blocking.take()
     yield
     assert blocking.take() == [], "the event loop was blocked"
+
+
+@pytest.fixture(autouse=True)
+def memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test finds in ``memory://`` nothing that another one left there."""
+    monkeypatch.setattr(memory, "_named", {})
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def begun(member: Signature, rules: Rules, now_ns: int) -> tuple[Message, tuple[
         routing_key=companion(rules.default_queue),
         eta=now_ns + _FIRST_LOOK_NS,
         args=(Arg(type="string", value=member.group_uuid),),
+        group_task_count=member.group_task_count,
         chord_callback=callback,
     )
     return message(watch, rules.default_queue, now_ns), (pending(watch, now_ns), pending(callback, now_ns))
@@ -111,7 +112,7 @@ async def looked_after(watches: Sequence[Signature], backend: Backend) -> Sequen
     known = await _states(backend, (task_id for watch in watches for task_id in _first_asked_for(watch)))
     found = [_without_asking(watch, known) for watch in watches]
     asked = [place for place, each in enumerate(found) if each is None]
-    progress = await backend.finish_members([Member(_group_id(watches[place]), watches[place].uuid) for place in asked])
+    progress = await backend.finish_members([_member(watches[place], known) for place in asked])
     stands = dict(zip(asked, progress, strict=True))
     for place, how in stands.items():
         found[place] = _unended(watches[place], how, known)
@@ -168,10 +169,16 @@ def _without_asking(watch: Signature, known: _States) -> Found | None:
     return watch, Overdue(group_id, callback, f"{error}: {failed.error}")
 
 
+def _member(watch: Signature, known: _States) -> Member:
+    """The watch as a member that never ends: so a look at a group is asked for. With the size of one that Go's client
+    has sent, where a store may have no entry of it."""
+    return Member(_group_id(watch), watch.uuid, 0 if _is_concluded(watch, known) else watch.group_task_count)
+
+
 def _unended(watch: Signature, progress: Progress, known: _States) -> Found | None:
     """What it comes to where the group has not ended."""
     if progress in (Progress.WAITING, Progress.BUSY):
-        return _again(watch)
+        return (watch, Succeeded(())) if _has_expired(watch, known) else _again(watch)
     return _without_entry(watch, known) if progress is Progress.LOST else None
 
 
@@ -218,6 +225,12 @@ def _has_begun(callback: Signature, known: _States) -> bool:
     if state is None or state.state is State.PENDING:
         return False
     return state.is_completed or (state.attempt or 1) >= attempt_of(callback)
+
+
+def _has_expired(watch: Signature, known: _States) -> bool:
+    """Whether what follows a group of Go's client has: a store that has no entry of such groups cannot tell of them."""
+    callback = watch.chord_callback
+    return watch.group_task_count > 0 and callback is not None and callback.uuid not in known
 
 
 def _is_second(watch: Signature, known: _States) -> bool:

@@ -20,12 +20,17 @@ from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.connections.amqp import Access, AmqpLink, parse_urls
 from asyncqueue.connections.amqp_results import HEARD_AT_ONCE, KIND, MAX_NAME, PLAN, Locked, Record, lock_of
 from asyncqueue.connections.amqp_topology import Topology
+from asyncqueue.engine.messages import Rules
+from asyncqueue.engine.outcome import Outcome, Retry, Succeeded
+from asyncqueue.engine.watching import begun, looked_after
 from asyncqueue.errors import BadMessage, ConfigError, Refused, Unavailable
+from asyncqueue.go_compat import GoCompat
+from asyncqueue.signature import Signature
 from asyncqueue.state import State, TaskState
 from asyncqueue.testing import BackendContract, GroupContract
 from asyncqueue.testing.group_contract import group, plan
 from asyncqueue.testing.suite import KEPT, Suite, state, state_of
-from asyncqueue.wire import decode_state, encode_plan, encode_state
+from asyncqueue.wire import decode_signature, decode_state, encode_plan, encode_state
 from tests.opened import opened
 from tests.services import Rabbit, free_port
 
@@ -601,6 +606,42 @@ async def test_a_group_that_a_client_of_gos_has_sent_is_counted_as_go_does(amqp_
         await backend.mark_group_sent("group_a")
         assert list(await backend.finish_members([a])) == [Progress.TRIGGERED]
         assert await go.count("group_a") == 3
+
+
+async def test_a_look_at_a_group_of_gos_client_waits_for_its_members(amqp_url: str, go: Go) -> None:
+    a, b = (
+        Signature(
+            uuid=f"task_{name}",
+            name="add",
+            group_uuid="group_a",
+            group_task_count=2,
+            chord_callback=Signature(uuid="chord_a", name="total"),
+        )
+        for name in "ab"
+    )
+    async with opened(AmqpBackend(amqp_url, go_groups=True)) as backend:
+        await backend.put([state(a.uuid, State.SUCCESS)])
+        assert list(await backend.finish_members([Member("group_a", a.uuid, size=2)])) == [Progress.WAITING]
+        sent, states = begun(a, Rules(go=GoCompat(is_on=True)), time.time_ns())
+        watch = decode_signature(sent.body)
+        await backend.put(states)
+
+        async def outcome() -> Outcome:
+            ((_, found),) = await looked_after([watch], backend)
+            return found
+
+        assert goes_on(await outcome(), "have not ended")
+        assert await go.count("group_a") == 1, "a watch is no member"
+        await go.finish(b.uuid, "group_a")
+        await backend.put([state(b.uuid, State.SUCCESS)])
+        assert goes_on(await outcome(), "has ended")
+        await backend.forget(["group_a", "chord_a"])
+        assert await outcome() == Succeeded(())
+
+
+def goes_on(outcome: Outcome, said: str) -> bool:
+    """Whether the watch does, for that reason."""
+    return isinstance(outcome, Retry) and said in outcome.error
 
 
 async def test_a_state_of_gos_says_nothing_of_when_it_expires_and_is_kept_all_the_same(

@@ -18,7 +18,7 @@ from tests.path.proxied import proxied
 from tests.services.memcached import item_size_max
 
 TASKS = 20
-LEASE = 1.0
+LEASE = 2.0
 LIMITED = {"memcache": 1_048_576, "dynamodb": 409_600, "mongo": 16_777_216}
 """How many bytes are too many, of stores that limit their entries; a memcached may be told another limit."""
 AWAY = ("redis", "rabbit", "mongo", "dynamodb", "memcache")
