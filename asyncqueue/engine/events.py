@@ -327,7 +327,7 @@ class Events:
     """
 
     def __init__(self, logger: logging.Logger | None = None) -> None:
-        self._log = logger or log
+        self._own_log = logger
         self._listeners: list[Listener] = []
         self._whole: Events | None = None
 
@@ -339,8 +339,8 @@ class Events:
 
     @property
     def detailed(self) -> bool:
-        whole = self._log.isEnabledFor(logging.DEBUG) if self._whole is None else self._whole.detailed
-        return whole or bool(self._listeners)
+        of_whole = self._whole is not None and self._whole.detailed
+        return of_whole or bool(self._listeners) or self._log.isEnabledFor(logging.DEBUG)
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with every event from now on, in the loop of the worker; with ``LoopBlocked`` from another
@@ -348,32 +348,35 @@ class Events:
         self._listeners.append(checked_hook("events.listen", listener, awaited=False))
 
     def use_logger(self, logger: logging.Logger) -> None:
-        """Write log lines to this logger."""
-        self._log = logger
+        """Write log lines to this logger; of a part, those of what happens to it, and to no other one."""
+        self._own_log = logger
 
     def emit(self, event: Event) -> None:
-        if self._whole is not None:
-            self._whole.emit(event)
-        else:
-            self._write(event)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                (self._whole or self)._log.exception("a listener failed on %s", type(event).__name__)
-
-    def _write(self, event: Event) -> None:
         level = event.level()
         if self._log.isEnabledFor(level):
             exception = getattr(event, "exception", None)
             self._log.log(level, "%s", printable(event.text()), extra=_facts(event), exc_info=exception)
+        self._tell(event)
+
+    @property
+    def _log(self) -> logging.Logger:
+        return self._own_log or (log if self._whole is None else self._whole._log)
+
+    def _tell(self, event: Event) -> None:
+        if self._whole is not None:
+            self._whole._tell(event)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                self._log.exception("a listener failed on %s", type(event).__name__)
 
 
 def checked_hook(place: str, hook: H, *, awaited: bool = True) -> H:
     """A function of the user's. Raises ``ConfigError`` for what is none, or would have to be ``awaited`` and is not."""
     if not callable(hook):
         raise ConfigError(f"{place}: expected a function, not {shown(hook)}")
-    if not awaited and inspect.iscoroutinefunction(hook):
+    if not awaited and any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
         raise ConfigError(f"{place}: expected a plain function, not {shown(hook)}, which would not be awaited")
     return hook
 

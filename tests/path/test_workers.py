@@ -239,6 +239,12 @@ async def test_hooks_that_a_worker_would_not_call_are_refused(bench: Bench, anyw
 
     with pytest.raises(ConfigError, match=r"worker\.on_error: expected a plain function, not .*later"):
         worker.on_error(later)  # type: ignore[arg-type]  # what somebody without a type checker may do
+
+    class Later:
+        async def __call__(self, event: Event) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"events\.listen: expected a plain function"):
+        worker.events.listen(Later())  # type: ignore[arg-type]  # the same
     hooks: Any = (worker.pre_task, worker.post_task, worker.on_error, worker.pre_consume)
     for hook in hooks:
         with pytest.raises(ConfigError, match=rf"worker\.{hook.__name__}: expected a function, not 5"):

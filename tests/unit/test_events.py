@@ -81,5 +81,18 @@ def test_nothing_is_built_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
     assert loud.detailed
 
 
+def test_a_part_writes_its_own_lines_to_a_logger_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    whole = Events()
+    one, other = whole.part(), whole.part()
+    own = logging.getLogger("asyncqueue.tests.one")
+    one.use_logger(own)
+    told: list[Event] = []
+    whole.listen(told.append)
+    for events in (one, other, whole):
+        events.emit(MessageBuried("task_a", "q", "undecodable", "no JSON"))
+    assert [record.name for record in caplog.records] == [own.name, "asyncqueue", "asyncqueue"]
+    assert len(told) == 3
+
+
 def test_a_blocked_loop_is_told_with_its_stack() -> None:
     assert "5.0 s" in LoopBlocked(5.0, "stack").text()
