@@ -77,21 +77,29 @@ def check_send_options(task: str, options: Mapping[str, object]) -> None:
 def eta_of(task: str, options: SendOptions, clock: Clock) -> int | None:
     """When (unix nanoseconds) a send is due; None: now. Raises ``ArgumentError`` for what no message can say; it names
     the task."""
-    if "countdown" not in options:
-        return to_nanoseconds(options["eta"]) if "eta" in options else None
-    if "eta" in options:
+    if "eta" in options and "countdown" in options:
         raise ArgumentError(f"task {task}: eta and countdown are two ways to say one thing: give one of them")
+    if "eta" in options:
+        moment = to_nanoseconds(options["eta"])
+        _check_nameable(task, "eta", moment)
+        return moment
+    if "countdown" not in options:
+        return None
     countdown = options["countdown"]
     seconds = countdown.total_seconds() if isinstance(countdown, timedelta) else countdown
-    moment = clock.now_ns() + int(seconds * NANOSECONDS)
-    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
-        raise ArgumentError(f"task {task}: countdown: a message cannot name a time before the year 1 or after 9999")
-    return moment
+    now, wait = clock.now_ns(), seconds * NANOSECONDS
+    _check_nameable(task, "countdown", now + wait)  # which may be infinite, and no whole number
+    return now + int(wait)
 
 
 def whole(value: object, most: int = 2**63 - 1) -> bool:
     """Whether this is a whole number from 0 to ``most``."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _check_nameable(task: str, option: str, moment: float) -> None:
+    if not rfc3339.ZERO <= moment <= rfc3339.LAST:
+        raise ArgumentError(f"task {task}: {option}: a message cannot name a time before the year 1 or after 9999")
 
 
 def _meant(option: str, known: Collection[str]) -> str:
@@ -145,7 +153,7 @@ _SEND_EXPECTED: Mapping[str, _Expected] = {
     "eta": ("a datetime with a time zone, e.g. datetime.now(UTC)", _is_aware),
     "countdown": (
         "a finite number of seconds, or a timedelta",
-        lambda value: isinstance(value, timedelta) or (_is_number(value) and math.isfinite(value)),
+        lambda value: isinstance(value, timedelta) or (_is_number(value) and abs(value) < math.inf),
     ),
     "queue": _TEXT,
     "priority": _PRIORITY,

@@ -123,16 +123,15 @@ class Server(Inspectable):
         ``server.task(name=name)(function)`` is the same, with types. A function that is registered again replaces what
         it was. Raises ``ConfigError`` where the function cannot be a task, or another one has the name.
         """
-        if isinstance(function, Task):
-            function = function.function  # it may be a task of another server
+        function = _function_of(function)
         registered = register(name, function, task_options(name, options))
         self.registry.add(registered)
         kind = CoroutineTask if registered.is_async else FunctionTask
         return kind(function, registered, self, {})
 
-    def register_tasks(self, tasks: Mapping[str, Callable[..., Any]]) -> None:
+    def register_tasks(self, tasks: Mapping[str, Callable[..., Any] | Task[..., Any]]) -> None:
         """Register several functions by name: all of them, or none. Raises as ``register_task`` does."""
-        self.registry.add(*(register(name, function, TaskOptions()) for name, function in tasks.items()))
+        self.registry.add(*(register(name, _function_of(each), TaskOptions()) for name, each in tasks.items()))
 
     def is_task_registered(self, name: str) -> bool:
         """Whether a task of that name is registered here."""
@@ -450,6 +449,10 @@ class Server(Inspectable):
             owner,
             self.observers,
         )
+
+
+def _function_of(given: Callable[..., Any] | Task[..., Any]) -> Callable[..., Any]:
+    return given.function if isinstance(given, Task) else given  # it may be a task of another server
 
 
 def _tasks(given: Any) -> list[Signature]:

@@ -302,8 +302,9 @@ class _Home:
 def _driver(part: str, said: str | T | None) -> T | None:
     if isinstance(said, str | None):
         return None
-    if not callable(getattr(said, "open", None)):
-        raise ConfigError(f"{part} must be a URL or a driver, not {type(said).__name__}")
+    if isinstance(said, type) or not callable(getattr(said, "open", None)):
+        what = f"the class {said.__name__}" if isinstance(said, type) else type(said).__name__
+        raise ConfigError(f"{part} must be a URL or a driver, not {what}")
     return said
 
 

@@ -415,7 +415,10 @@ def _find(kind: Kind, url: str) -> Driver | None:
     if _SQS not in of_scheme:
         return next(iter(of_scheme), None)
     # AWS's own hosts say which service they are; elsewhere an account follows SQS's
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as exc:
+        raise ConfigError(f"{kind} URL {redact_url(url)!r}: {exc}") from None
     host = f".{parts.hostname or ''}"
     if ".dynamodb" in host or (kind != "broker" and ".sqs." not in host and not parts.path.strip("/")):
         return _DYNAMODB

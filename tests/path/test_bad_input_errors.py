@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import traceback
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from asyncqueue import (
     urls,
 )
 from asyncqueue.brokers.base import Message
+from asyncqueue.brokers.memory import MemoryBroker
 from asyncqueue.errors import ArgumentError, PublishUnknown
 from asyncqueue.signature import Arg
 from tests.conftest import StartServer
@@ -343,6 +344,9 @@ async def test_times_that_mean_nothing_are_refused(adding: Server) -> None:
         ({"eta": datetime(2030, 1, 1)}, "eta.*(naive|time zone|timezone)"),
         ({"eta": "tomorrow"}, "eta"),
         ({"countdown": math.nan}, "countdown.*finite"),
+        ({"countdown": 1e308}, "task again: countdown: .* after 9999"),
+        ({"countdown": 10**400}, "task again: countdown: .* after 9999"),
+        ({"eta": datetime.max.replace(tzinfo=timezone(-timedelta(hours=1)))}, "task again: eta: .* after 9999"),
         ({"countdown": 1.0, "eta": datetime(2030, 1, 1, tzinfo=UTC)}, "one of them"),
     ):
         with pytest.raises(ArgumentError, match=said):
@@ -461,6 +465,8 @@ def test_workers_that_cannot_be_are_refused() -> None:
         ({"broker": ["amqp://a:c4nary-hunter2@b"]}, "broker must be a URL or a driver, not list"),
         ({"backend": False}, "backend must be a URL or a driver, not bool"),
         ({"lock": object()}, "lock must be a URL or a driver, not object"),
+        ({"broker": MemoryBroker}, "broker must be a URL or a driver, not the class MemoryBroker"),
+        ({"url": "https://k:c4nary-hunter2@[b/1"}, r"broker URL 'https://k:\*\*\*@\[b/1': Invalid IPv6 URL"),
         ({"settings": {"broker": "redis://:c4nary-hunter2@b"}}, "settings must be Settings, not dict; Settings.parse"),
         ({"settings": Settings(go_queues=("orders",))}, "go_queues names .* go_compat is off; expected go_compat"),
     ],
@@ -494,8 +500,10 @@ def test_functions_without_a_name_need_one() -> None:
 
 def test_a_task_of_one_server_can_be_one_of_another_too() -> None:
     here, there = Server("memory://here"), Server("memory://there")
-    assert there.task(here.task(name="add")(_add)).function is _add
-    assert there.registered_task_names() == ["add"]
+    add = here.task(name="add")(_add)
+    assert there.task(add).function is _add
+    there.register_tasks({"add": add, "plus": add})
+    assert there.registered_task_names() == ["add", "plus"]
 
 
 async def test_what_is_no_task_is_refused_where_it_is_sent(adding: Server) -> None:
