@@ -160,13 +160,18 @@ class OrderedSettlement:
                 for (item, _), progress in zip(members, counted, strict=True)
                 if progress in (Progress.COMPLETE, Progress.LOST, Progress.BUSY)
             ]
+        claims: dict[str, GroupClaim] = {}
         for item in batch:
-            if item.end is not None and not await self._ended(backend, item, item.end):
+            if item.end is None:
+                continue
+            if claims.get(item.end.group_id, GroupClaim.TAKEN) is GroupClaim.TAKEN:  # by another one here, it may be
+                claims[item.end.group_id] = await self._claimed(backend, item, item.end)
+            if claims[item.end.group_id] is GroupClaim.BUSY:
                 unsettled.append(Unsettled(item, Progress.BUSY))
         return unsettled
 
-    async def _ended(self, backend: Backend, item: Settled, end: GroupEnd) -> bool:
-        """End a group if that is ours to do; False: ask again."""
+    async def _claimed(self, backend: Backend, item: Settled, end: GroupEnd) -> GroupClaim:
+        """What became of the claim of a group; where it was ours, what follows is sent."""
         # the same at each showing of the message, so that whoever is shown it next goes on with the claim
         owner = readable_task_id(item.delivery.body) or str(item.delivery.receipt)
         claim = await backend.claim_group(end.group_id, owner, CLAIM_TTL)
@@ -175,7 +180,7 @@ class OrderedSettlement:
             await self._publish(end.publish)
             await backend.mark_group_sent(end.group_id)
         # TAKEN: its owner holds its own message until it has sent; if it dies, that message comes back and sends
-        return claim is not GroupClaim.BUSY
+        return claim
 
     async def _publish(self, messages: Sequence[Message]) -> None:
         await in_parts(messages, self._max_batch, self._broker.publish)
@@ -292,18 +297,20 @@ class WholeSettlement:
         return replace(item, end=replace(item.end, ended=(*item.end.ended, concluded(item.end.group_id))))
 
     async def _with_ends(self, unsettled: Sequence[Unsettled]) -> Sequence[Settled]:
-        """Of the members that ended a group together one ends it, whose message is held until that is done: if each of
-        them did, all would read the results of all."""
+        """Of the members that ended a group together one looks what follows it: if each of them did, all would read
+        the results of all. Where that has to be claimed, each of them may be the one that has the claim already."""
         again: list[Settled] = []
-        ending: set[str] = set()
+        ends: dict[str, GroupEnd | None] = {}
         for item, progress in ((each.item, each.progress) for each in unsettled):
             if progress is Progress.BUSY or item.member is None or self._backend is None:
                 again.append(item)
-            elif item.member.group_id in ending:
-                again.append(replace(item, member=None))
+                continue
+            group_id = item.member.group_id
+            if group_id in ends:
+                again.append(replace(item, member=None, end=ends[group_id]))
             else:
-                ending.add(item.member.group_id)
-                again.append(await self._with_end(self._backend, item, item.member.group_id))
+                again.append(await self._with_end(self._backend, item, group_id))
+                ends[group_id] = None if self._inner.is_atomic else again[-1].end
         return again
 
     async def _with_end(self, backend: Backend, item: Settled, group_id: str) -> Settled:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncqueue.backends.base import Member, Progress
+from asyncqueue.backends.base import GroupClaim, Member, Progress
 from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Ack, Bury, Delivery, Message, Nack, Settled
 from asyncqueue.brokers.memory import MemoryBroker
@@ -16,6 +16,7 @@ from asyncqueue.engine.messages import Rules
 from asyncqueue.engine.outcome import Failed, Outcome, Over, Succeeded, settled
 from asyncqueue.engine.over import over, over_again
 from asyncqueue.engine.settlement import (
+    CLAIM_TTL,
     AtomicSettlement,
     OrderedSettlement,
     Outgoing,
@@ -155,26 +156,55 @@ async def test_two_workers_that_end_a_group_by_one_members_message_send_what_fol
 @pytest.mark.parametrize("together", [True, False])
 async def test_members_that_end_together_read_the_results_of_their_group_once(together: bool) -> None:
     pair = await Pair(together=together).open()
+    ends = await _shown_members(pair, 20)
+    inner = await settlement_of(pair.broker, pair.backend)
+    whole = WholeSettlement(inner, pair.backend, rules=lambda: Rules(QUEUE), clock=SYSTEM_CLOCK)
+    await whole.settle(ends)
+    assert [pair.order.count(verb) for verb in ("get_groups", "get")] == [1, 1]
+    assert pair.order.count("claim_group") == (0 if together else 1)
+    (sent,) = await pair.broker.fetch(QUEUE, 100, 0)
+    assert decode_signature(sent.body).name == CALLBACK.name
+    depth = await pair.broker.depth(QUEUE)
+    assert (depth.ready, depth.held) == (0, 1)
+
+
+@pytest.mark.parametrize("owner", [0, 1, 2])
+async def test_of_members_that_end_together_one_may_have_claimed_before_its_worker_died(owner: int) -> None:
+    pair = await Pair(together=False).open()
+    ends = await _shown_members(pair, 3)
+    pair.faults.before("mark_group_sent")
+    pair.faults.before("publish")
+    whole = WholeSettlement(
+        OrderedSettlement(pair.broker, pair.backend), pair.backend, rules=lambda: Rules(QUEUE), clock=SYSTEM_CLOCK
+    )
+    await pair.backend.put([end.state for end in ends if end.state])
+    await pair.backend.finish_members([end.member for end in ends if end.member])
+    assert await pair.backend.claim_group(GROUP, f"task_{owner}", CLAIM_TTL) is GroupClaim.MINE
+    for _ in range(2):  # it is held up before it sends, and before it says that it has
+        with pytest.raises(Unavailable):
+            await whole.settle(ends)
+    await whole.settle(ends)
+    assert await pair.backend.claim_group(GROUP, "another", CLAIM_TTL) is GroupClaim.SENT
+    (sent,) = await pair.broker.fetch(QUEUE, 100, 0)
+    assert decode_signature(sent.body).name == CALLBACK.name
+    assert (await pair.broker.depth(QUEUE)).held == 1
+
+
+async def _shown_members(pair: Pair, count: int) -> list[Settled]:
+    """The ends of so many members, which are all of a group."""
     members = [
-        Signature(uuid=f"task_{n}", name="m", group_uuid=GROUP, group_task_count=20, chord_callback=CALLBACK)
-        for n in range(20)
+        Signature(uuid=f"task_{n}", name="m", group_uuid=GROUP, group_task_count=count, chord_callback=CALLBACK)
+        for n in range(count)
     ]
     await pair.backend.open_groups([GroupMeta(group_uuid=GROUP, task_uuids=tuple(each.uuid for each in members))])
     await pair.broker.publish([Message(encode_signature(each), QUEUE, each.uuid) for each in members])
-    deliveries = await pair.broker.fetch(QUEUE, 20, 0)
+    deliveries = await pair.broker.fetch(QUEUE, count, 0)
     ends = [
         settled(delivery, member, Succeeded(()), Rules(QUEUE), SYSTEM_CLOCK.now_ns())
         for delivery, member in zip(deliveries, members, strict=True)
     ]
     pair.order.clear()
-    inner = await settlement_of(pair.broker, pair.backend)
-    whole = WholeSettlement(inner, pair.backend, rules=lambda: Rules(QUEUE), clock=SYSTEM_CLOCK)
-    await whole.settle([end for end in ends if end is not None])
-    assert [pair.order.count(verb) for verb in ("get_groups", "get")] == [1, 1]
-    (sent,) = await pair.broker.fetch(QUEUE, 100, 0)
-    assert decode_signature(sent.body).name == CALLBACK.name
-    depth = await pair.broker.depth(QUEUE)
-    assert (depth.ready, depth.held) == (0, 1)
+    return [end for end in ends if end is not None]
 
 
 BESIDE_GO = Rules(QUEUE, go=GoCompat(is_on=True))
