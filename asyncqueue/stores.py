@@ -253,7 +253,8 @@ class Stores:
         self._rules = _rules_of(self.settings, self._broker_url, self._backend_url)
 
     def _urls(self, choice: Choice) -> tuple[str, str, str]:
-        """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be."""
+        """Broker, backend and lock URL: as given, else as the settings say, else the broker's own where it can be, and
+        is not a driver that was given."""
         said = self.settings.model_fields_set
         url = choice.url
         broker_url = choice.broker if isinstance(choice.broker, str) else self.settings.broker if url is None else url
@@ -262,14 +263,16 @@ class Stores:
         elif url is None and "result_backend" in said:
             backend_url = self.settings.result_backend
         else:
-            backend_url = urls.NULL if self._own_broker is not None else broker_url
+            backend_url = broker_url if self._own_broker is None and self._own_backend is None else urls.NULL
         if isinstance(choice.lock, str):
             lock_url = choice.lock
         elif url is None and self.settings.lock:
             lock_url = self.settings.lock
+        elif self._own_broker is not None and not url:
+            lock_url = ""
         else:
             lock_url = urls.lock_beside(url or broker_url, backend_url)
-        return broker_url, backend_url, "" if self._own_broker is not None and not url else lock_url
+        return broker_url, backend_url, lock_url
 
     def _reconnect(self) -> None:
         """Connect as the settings say from now on, where they still lead to the stores that we have."""

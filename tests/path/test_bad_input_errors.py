@@ -34,9 +34,12 @@ from asyncqueue import (
     chain,
     urls,
 )
+from asyncqueue.backends.memory import MemoryBackend
 from asyncqueue.brokers.base import Message
 from asyncqueue.brokers.memory import MemoryBroker
+from asyncqueue.connections.memory import MemoryStore
 from asyncqueue.errors import ArgumentError, PublishUnknown
+from asyncqueue.locks.memory import MemoryLock
 from asyncqueue.signature import Arg
 from tests.conftest import StartServer
 from tests.path.bench import Bench, Stores, eventually, in_time
@@ -475,6 +478,23 @@ def test_servers_that_cannot_be_are_refused(options: Any, said: str, caplog: pyt
     with pytest.raises(ConfigError, match=said) as raised:
         Server(**options)
     assert CANARY not in everything_said(raised.value, caplog)
+
+
+@pytest.mark.parametrize("url", ["gcppubsub://project/workers", "https://sqs.us-east-2.amazonaws.com/1"])
+def test_a_backend_of_ones_own_stands_beside_a_service_that_keeps_no_results(url: str) -> None:
+    backend = MemoryBackend(MemoryStore())
+    for server in (Server(url, backend=backend), Server(broker=url, backend=backend)):
+        assert server.broker_address == url
+
+
+async def test_a_lock_that_is_named_stands_beside_a_broker_of_ones_own() -> None:
+    broker = MemoryBroker(MemoryStore())
+    settings = Settings.parse({"lock": "memory://options"})
+    for named in (Server(broker=broker, lock="memory://options"), Server(broker=broker, settings=settings)):
+        async with named:
+            assert isinstance(await named.turn_lock(), MemoryLock)
+    async with Server(broker=broker) as server:
+        assert await server.lock() is None
 
 
 def test_go_queues_may_stand_in_one_source_and_go_compat_in_another(
