@@ -388,16 +388,18 @@ def _memory_store(url: str) -> Any:
 def _target(kind: Kind, url: str) -> tuple[Driver, str]:
     """The service that a URL leads to, and its class of that kind, as ``module:name``. Raises ``ConfigError``."""
     driver = _find(kind, url)
+    or_none = f", or {NULL!r} to keep no results" if kind == "result backend" else ""
     if driver is None:
         scheme = scheme_of(url)
         schemes = dict.fromkeys(each for driver in DRIVERS if driver.target(kind) for each in driver.schemes)
         near = get_close_matches(scheme, schemes, n=1)
         hint = f"; did you mean {near[0]}://?" if near else "."
         known = ", ".join(f"{each}://" for each in schemes)
-        raise ConfigError(f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}")
+        raise ConfigError(
+            f"{kind} URL {redact_url(url)!r}: unknown scheme {scheme!r}{hint} Known schemes: {known}{or_none}"
+        )
     target = driver.target(kind)
     if target is None:
-        or_none = f", or {NULL!r} to keep no results" if kind == "result backend" else ""
         raise ConfigError(
             f"{kind} URL {redact_url(url)!r}: {driver.service} has no {kind}; name another store{or_none}"
         )
