@@ -17,7 +17,7 @@ from typing_extensions import TypeVar as DefaultTypeVar
 
 from asyncqueue.errors import ArgumentError, shown
 from asyncqueue.signature import Call, Signature, Typed
-from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow, signatures_in
+from asyncqueue.workflow import Join, Node, OnFailure, Parallel, Series, Workflow, nodes_in
 
 if TYPE_CHECKING:
     from asyncqueue.server import Server
@@ -185,9 +185,9 @@ def owner_of(workflow: Node) -> Server | None:
     """The server whose tasks these are, or None where they know none. Raises ``ArgumentError`` where they belong to
     several."""
     servers: dict[int, tuple[Any, str]] = {}
-    for leaf in signatures_in([workflow]):
-        if isinstance(leaf, Call) and leaf.sender is not None:
-            servers.setdefault(id(leaf.sender), (leaf.sender, leaf.name))
+    for each in nodes_in([workflow]):
+        if isinstance(each, Call) and each.sender is not None:
+            servers.setdefault(id(each.sender), (each.sender, each.name))
     found = list(servers.values())
     if len(found) > 1:
         raise ArgumentError(f"tasks {found[0][1]} and {found[1][1]} belong to different servers: a workflow has one")

@@ -44,7 +44,7 @@ from asyncqueue.workflow import (
     Workflow,
     attempt_of,
     group_id_of,
-    signatures_in,
+    nodes_in,
     tasks_in,
     watch_id_of,
 )
@@ -600,9 +600,8 @@ def _is_sealed(signature: Signature) -> bool:
 
 def _is_shared(nodes: Iterable[Node], go: GoCompat, default_queue: str) -> bool:
     """Whether Go's workers may run a task in there."""
-    return go.is_on and any(
-        go.shares(each.routing_key or default_queue) for each in signatures_in(nodes, with_nested=True)
-    )
+    tasks = (each for each in nodes_in(nodes, with_nested=True) if isinstance(each, Signature))
+    return go.is_on and any(go.shares(each.routing_key or default_queue) for each in tasks)
 
 
 def _leading_to(group_id: str, entries: Iterable[Signature]) -> list[Signature]:
@@ -646,23 +645,8 @@ def _wholes_of(signature: Signature) -> tuple[str, ...]:
 
 
 def _has_steps(workflow: Node) -> bool:
-    """Whether a chain is in it. Parts may be shared, and one that is a part of itself is found out elsewhere."""
-    waiting, seen = [workflow], set[int]()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        match node:
-            case Series(links):
-                if len(links) > 1:
-                    return True
-                waiting.extend(links)
-            case Parallel(members):
-                waiting.extend(members)
-            case Join(group, callback):
-                waiting += (group, callback)
-    return False
+    """Whether a chain is in it."""
+    return any(isinstance(each, Series) and len(each.links) > 1 for each in nodes_in([workflow]))
 
 
 def _ids_in(signatures: Sequence[Signature], plans: Sequence[Plan]) -> dict[str, None]:

@@ -230,9 +230,11 @@ def watch_id_of(group_id: str) -> str:
     return f"task_{uuid5(NAMESPACE_OID, f'{group_id}/watch')}"
 
 
-def signatures_in(nodes: Iterable[Node], *, with_nested: bool = False) -> Iterator[Signature]:
-    """What workflows are made of, in their order, each object once; ``with_nested``: what is in those signatures too,
-    at any depth."""
+def nodes_in(nodes: Iterable[Node], *, with_nested: bool = False) -> Iterator[Node]:
+    """Workflows and all that is in them, in their order, each object once; ``with_nested``: what is in signatures too.
+
+    Parts may be shared; one that is a part of itself is found out elsewhere.
+    """
     waiting: list[Node] = _reversed(nodes)
     seen = set[int]()
     while waiting:
@@ -240,11 +242,10 @@ def signatures_in(nodes: Iterable[Node], *, with_nested: bool = False) -> Iterat
         if id(node) in seen:
             continue
         seen.add(id(node))
+        yield node
         match node:
             case Signature():
-                yield node
-                if with_nested:
-                    waiting += _reversed(nested(node))
+                waiting += _reversed(nested(node)) if with_nested else ()
             case Series(links):
                 waiting += _reversed(links)
             case Parallel(members):
