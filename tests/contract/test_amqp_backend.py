@@ -75,7 +75,6 @@ def amqp_url(shared_rabbitmq: Rabbit, virtual_host: str) -> Iterator[str]:
 class OnRabbit(Suite):
     driver = "rabbit"
     entry_limit: int | None = LIMIT
-    expiry = 0.5
 
     @pytest.fixture
     def service(self, amqp_url: str) -> None:
